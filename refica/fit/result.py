@@ -1,0 +1,60 @@
+"""What a fit returns: the model, its re-evaluated log-likelihood, the history, a status with a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from refica.marginal import Likelihood
+from refica.model import NonlinearICA
+from refica.vae import VAE
+
+__all__ = ["Fit", "Step"]
+
+
+class Step(NamedTuple):
+    """One entry of a history: the objective per observation (nats), σ², seconds since the start.
+
+    The objective is what the optimiser saw: the log-likelihood on its own nodes, or the ELBO at its own
+    noise.
+    """
+
+    iteration: int
+    objective: float
+    sigma2: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """The result of `fit_mle` or `fit_vae`.
+
+    Attributes
+    ----------
+    model : NonlinearICA
+        The fitted model.
+    log_likelihood : Likelihood
+        Of the training data under it, re-evaluated by an integrator the optimiser did not use.
+    history : tuple of Step
+        Of the run that was kept.
+    status : str
+        "converged", "iteration limit", "collapsed" or "integrator not converged".
+    converged : bool
+        Whether the status is "converged".
+    message : str
+        A sentence that explains the status.
+    vae : VAE or None
+        The fitted VAE, for `fit_vae`.
+    """
+
+    model: NonlinearICA
+    log_likelihood: Likelihood
+    history: tuple[Step, ...]
+    status: str
+    message: str
+    vae: VAE | None = None
+
+    @property
+    def converged(self) -> bool:
+        """Whether the status is "converged"."""
+        return self.status == "converged"

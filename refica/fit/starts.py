@@ -1,0 +1,109 @@
+"""Where a fit starts: decoder parameters from principal components, for any decoder.
+
+Probabilistic PCA gives each observation a latent position; regressing the observations on these
+positions gives a decoder that already runs through the data, and its mean squared residual a noise
+variance that is too large rather than too small: the fit then anneals σ² from above.
+"""
+
+# notation: N observations, n data, m latent, p parameters
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy import optimize
+
+from refica.decoders import Decoder
+from refica.likelihood import row_blocks
+from refica.model import NonlinearICA
+from refica.validation import Array
+
+__all__ = ["check_training_data", "principal_start", "sigma2_floor"]
+
+FLOOR = 1e-8
+"""σ² below this share of the data's mean variance counts as collapsed: the noise would then be a
+ten-thousandth of the spread of the data, and the likelihood is on its way to infinity."""
+
+RIDGE = 1e-4
+"""Weight of ‖θ‖² against the mean squared residual (both in units of the data's variance) in the
+regression: it only keeps units of no use from running away."""
+
+REGRESSION_STEPS = 200
+
+
+def check_training_data(x: Array) -> None:
+    """Refuse data that cannot be fitted and warn of data that should not.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 observations or all are equal.
+    """
+    if len(x) < 2:
+        raise ValueError("x must have at least 2 observations to fit a model, got 1")
+    spread = x.max(axis=0) - x.min(axis=0)
+    if not spread.any():
+        raise ValueError(f"x must not be constant, got {len(x)} equal observations; there is nothing to fit")
+    if not spread.all():
+        columns = np.flatnonzero(spread == 0).tolist()
+        warnings.warn(f"x has constant columns {columns}; leave them out", UserWarning, stacklevel=3)
+    repeated = len(x) - len(np.unique(x, axis=0))
+    if repeated:
+        warnings.warn(
+            f"x has {repeated} duplicate rows of {len(x)}: if the decoder can pass through them the "
+            "likelihood grows without bound as sigma2 -> 0",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def sigma2_floor(x: Array) -> float:
+    """Return the σ² at which a fit is called collapsed: `FLOOR` times the mean variance of x."""
+    return FLOOR * float(x.var(axis=0).mean())
+
+
+def principal_start(decoder: Decoder, x: Array, rng: np.random.Generator, *, rotate: bool) -> NonlinearICA:
+    """Return a model whose decoder regresses x on its whitened principal components.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    x : (N, n)
+    rng : numpy.random.Generator
+        For the decoder's initial parameters and the rotation.
+    rotate : bool
+        Whether to turn the components by a random rotation that mixes in one more component where there
+        is one: a start that differs from the others in more than the seed.
+    """
+    m = decoder.latent_dim
+    z = _whitened_components(x, m, rng, rotate=rotate)
+    scale = float(x.var(axis=0).mean())
+
+    def loss(theta: Array) -> tuple[float, Array]:
+        value, gradient = RIDGE * float(theta @ theta), 2.0 * RIDGE * theta
+        for rows in row_blocks(len(x), 1024):
+            residual = decoder(theta, z[rows]) - x[rows]
+            value += float(np.einsum("kn,kn->", residual, residual)) / (scale * x.size)
+            gradient += decoder.vjp(theta, z[rows], residual * (2.0 / (scale * x.size)))[0]
+        return value, gradient
+
+    found = optimize.minimize(
+        loss, decoder.init(rng), jac=True, method="L-BFGS-B", options={"maxiter": REGRESSION_STEPS}
+    )
+    residual = decoder(found.x, z) - x
+    return NonlinearICA(decoder, found.x, max(float((residual**2).mean()), sigma2_floor(x)))
+
+
+def _whitened_components(x: Array, m: int, rng: np.random.Generator, *, rotate: bool) -> Array:
+    """Return the m leading principal components scaled to unit variance, (N, m); noise where x has fewer."""
+    centred = x - x.mean(axis=0)
+    U, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    rank = int((singular > singular[0] * 1e-10).sum())
+    components = U[:, :rank] * np.sqrt(len(x))
+    if rotate:
+        wide = min(m + 1, rank)
+        Q, _ = np.linalg.qr(rng.standard_normal((wide, wide)))
+        components = components[:, :wide] @ Q
+    missing = max(m - components.shape[1], 0)
+    return np.hstack([components[:, :m], rng.standard_normal((len(x), missing))])
