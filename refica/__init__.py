@@ -5,16 +5,21 @@ from importlib.metadata import version as _version
 from refica.activations import leaky_relu
 from refica.decoders import MLP, Polynomial
 from refica.exact import ExactLinear, probabilistic_pca
-from refica.fit import fit_mle
+from refica.examples import example
+from refica.fit import fit_mle, fit_vae, initial_vae
 from refica.marginal import density, log_likelihood, posterior, scores
 from refica.model import NonlinearICA
+from refica.model_files import load_model, save_model
 from refica.quadrature import FixedNodes, Quadrature
+from refica.recovery import recovery
 from refica.rules import gauss_hermite, monte_carlo, uniform_grid
+from refica.vae import VAE, elbo
 
 __version__ = _version("refica")
 
 __all__ = [
     "MLP",
+    "VAE",
     "ExactLinear",
     "FixedNodes",
     "NonlinearICA",
@@ -22,13 +27,20 @@ __all__ = [
     "Quadrature",
     "__version__",
     "density",
+    "elbo",
+    "example",
     "fit_mle",
+    "fit_vae",
     "gauss_hermite",
+    "initial_vae",
     "leaky_relu",
+    "load_model",
     "log_likelihood",
     "monte_carlo",
     "posterior",
     "probabilistic_pca",
+    "recovery",
+    "save_model",
     "scores",
     "uniform_grid",
 ]

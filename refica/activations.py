@@ -8,9 +8,8 @@ Values and derivatives accept complex arguments too (differentiation by the comp
 branch by the real part, and are safe from overflow for real ones: ``softplus(800) == 800``,
 ``sigmoid(-800) == 0``.
 
-For the proved bounds on log p(x) each also knows, in exact mathematics, its image of an interval, the
-image of an interval under its derivative, and how far it strays from its tangent on a complex disc.
-Third-party activations need none of these three for anything else.
+For the proved bounds on log p(x) each also knows, in exact mathematics, its image of an interval, that
+of its derivative, and how far it strays from its tangent on a complex disc. Nothing else needs these.
 """
 
 # notation: a pre-activation, any shape; every function acts elementwise
@@ -28,7 +27,7 @@ from scipy import special
 
 from refica.validation import Array, check_choice, check_number
 
-__all__ = ["ACTIVATIONS", "Activation", "Enclosable", "as_activation", "leaky_relu"]
+__all__ = ["ACTIVATIONS", "Activation", "Enclosable", "LeakyReLU", "as_activation", "leaky_relu"]
 
 
 class Activation(Protocol):
@@ -56,16 +55,15 @@ class Activation(Protocol):
 class Enclosable(Activation, Protocol):
     """What the proved bounds need beside value and derivative, f and f' below.
 
-    Each is a statement of exact mathematics; `refica.bounds` adds the slack for the rounding of its
-    evaluation. Intervals may be infinite, radii too.
+    Each is a statement of exact mathematics; `refica.bounds` adds slack for the rounding of its
+    evaluation. Intervals and radii may be infinite.
     """
 
     @property
     def roundoff(self) -> float:
         """c such that the computed f(a) is right to c u (1 + |f(a)|), u = 2^-53 the unit roundoff.
 
-        It supposes that the elementary functions of NumPy and SciPy are right to 4 units in the last
-        place, as both are meant to be on every platform.
+        It supposes that elementary functions of NumPy and SciPy are right to 4 units in the last place.
         """
 
     def image(self, lower: Array, upper: Array) -> tuple[Array, Array]:
@@ -123,9 +121,8 @@ class Tanh:
         return np.tanh(a)
 
     def derivative(self, a: Array) -> Array:
-        """Return 1 - tanh(a)², as (1 - t)(1 + t)."""
-        t = np.tanh(a)
-        return (1.0 - t) * (1.0 + t)
+        """Return 1 - tanh(a)²."""
+        return _sech2(a)
 
     def image(self, lower: Array, upper: Array) -> tuple[Array, Array]:
         """Return the values at the ends: tanh rises."""
@@ -133,17 +130,18 @@ class Tanh:
 
     def slopes(self, lower: Array, upper: Array) -> tuple[Array, Array]:
         """Return the derivative at the points farthest from 0 and nearest to it."""
-        return _sech2(_farthest(lower, upper)), _sech2(_nearest(lower, upper))
+        farthest = np.maximum(np.abs(lower), np.abs(upper))
+        nearest = np.maximum(np.maximum(lower, -upper), 0.0)
+        return _sech2(farthest), _sech2(nearest)
 
     def remainder(self, a: Array, radius: Array) -> Array:
-        """Return Q T² (r/3 + |t|), Q = (1 - t²) / (1 - |t| T), t = tanh a, T = tan r, r < π/2 and |t| T < 1.
+        """Return r sinh r (r/3 + |t|) / (cosh a · D), t = tanh a, D <= |cosh(a + w)| on the disc.
 
-        With τ = tanh w the addition theorem gives f(a + w) - f(a) = (1 - t²) τ / (1 + t τ), so that
-        f(a + w) - f(a) - (1 - t²) w = (1 - t²) (τ - w - t τ² / (1 + t τ)). The coefficients of tan are
-        the moduli of those of tanh: |τ| <= T and |τ - w| <= T - r = ∫₀^r tan² <= T² r/3, tan x / x rising.
+        The addition theorem gives f(a + w) - f(a) = sinh w / (cosh a cosh(a + w)), and from that
+        f(a + w) - f(a) - w / cosh² a = (sinh w - w cosh w - t w sinh w) / (cosh a cosh(a + w)). By their
+        power series |sinh w| <= sinh r and |w cosh w - sinh w| <= r cosh r - sinh r <= r² sinh r / 3.
         """
-        Q, T = _disc_of_tanh(a, radius)
-        return Q * T**2 * (radius / 3.0 + np.abs(np.tanh(a)))
+        return radius * _tanh_on_disc(a, radius) * (radius / 3.0 + np.abs(np.tanh(a)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +168,12 @@ class Sigmoid:
         return self(lower), self(upper)
 
     def slopes(self, lower: Array, upper: Array) -> tuple[Array, Array]:
-        """Return the derivative at the points farthest from 0 and nearest to it."""
-        return self.derivative(_farthest(lower, upper)), self.derivative(_nearest(lower, upper))
+        """Return a quarter of those of tanh at a/2, since s(a) = (1 + tanh(a/2)) / 2."""
+        least, greatest = Tanh().slopes(0.5 * lower, 0.5 * upper)
+        return 0.25 * least, 0.25 * greatest
 
     def remainder(self, a: Array, radius: Array) -> Array:
-        """Return half that of tanh at a/2 with radius r/2, since s(a) = (1 + tanh(a/2)) / 2."""
+        """Return half that of tanh at a/2 with radius r/2."""
         return 0.5 * Tanh().remainder(0.5 * a, 0.5 * radius)
 
 
@@ -224,6 +223,17 @@ class LeakyReLU:
         """Return 0 where the disc keeps clear of the kink (or is a point), inf where it touches it."""
         touches = (radius > 0) & (radius >= np.abs(a)) & (self.slope != 1.0)
         return np.where(touches, np.inf, 0.0)
+
+    def secant(self, lower: Array, upper: Array) -> tuple[Array, Array, Array]:
+        """Return λ, v and E with |f(a) - v - λ a| <= E on [lower, upper]: halfway from the chord to the kink.
+
+        With l = min(lower, 0) and u = max(upper, 0) the chord has λ = (u - slope l) / (u - l), and is
+        farthest from f at 0, by (1 - slope) (-l) u / (u - l).
+        """
+        left, right = np.minimum(lower, 0.0), np.maximum(upper, 0.0)
+        length = np.maximum(right - left, np.finfo(float).tiny)
+        gap = (1.0 - self.slope) * (-left) * (right / length)
+        return (right - self.slope * left) / length, 0.5 * gap, 0.5 * np.abs(gap)
 
     def _at(self, end: Array) -> Array:
         """The value at the end of an interval, which may be infinite: 0 inf is 0 here."""
@@ -285,7 +295,7 @@ class Softplus:
 
     def __call__(self, a: Array) -> Array:
         """Return log(1 + exp(a))."""
-        return np.where(np.real(a) > 0, a, 0.0) + np.log1p(np.exp(-_even(a)))
+        return np.where(np.real(a) >= 0, a, 0.0) + np.log1p(np.exp(-_even(a)))
 
     def derivative(self, a: Array) -> Array:
         """Return the sigmoid of a."""
@@ -300,13 +310,11 @@ class Softplus:
         return Sigmoid().image(lower, upper)
 
     def remainder(self, a: Array, radius: Array) -> Array:
-        """Return r/2 times the bound B(r) = Q T / 2 on |s(a + w) - s(a)|, s the sigmoid, which is f'.
+        """Return r/2 times the bound B(r) on |s(a + w) - s(a)|, s = f' the sigmoid: half that of tanh at a/2.
 
-        f(a + w) - f(a) - s(a) w = ∫₀¹ (s(a + v w) - s(a)) w dv. Q and T are those of tanh at a/2 with
-        radius r/2; B is convex in r and 0 at 0, hence B(v r) <= v B(r), and ∫₀¹ v dv = 1/2.
+        f(a + w) - f(a) - s(a) w = ∫₀¹ (s(a + v w) - s(a)) w dv, and as B(r)/r rises with r, B(v r) <= v B(r).
         """
-        Q, T = _disc_of_tanh(0.5 * a, 0.5 * radius)
-        return 0.25 * radius * Q * T
+        return 0.25 * radius * _tanh_on_disc(0.5 * a, 0.5 * radius)
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,39 +409,27 @@ def _even(a: Array) -> Array:
     return np.where(np.real(a) >= 0, a, -a)
 
 
-_GELU_LOWEST = -0.7517915246935645
-"""Where gelu is least: the root of Φ(a) + a φ(a)."""
-
-_GELU_ZERO = 40.0
-"""Beyond it gelu is 0 or a, and its derivative 0 or 1, to within exp(-800)."""
-
-_WELL_INSIDE = 0.99
-"""Largest |t| T for which the disc of tanh is bounded: near 1, where the bound is of no use, its relative
-rounding error would grow without limit."""
-
-
-def _nearest(lower: Array, upper: Array) -> Array:
-    """The point of each interval nearest to 0."""
-    return np.maximum(np.maximum(lower, -upper), 0.0)
-
-
-def _farthest(lower: Array, upper: Array) -> Array:
-    """The modulus of the point of each interval farthest from 0."""
-    return np.maximum(np.abs(lower), np.abs(upper))
+_GELU_LOWEST = -0.7517915246935645  # where gelu is least: the root of Φ(a) + a φ(a)
+_GELU_ZERO = 40.0  # beyond it gelu is 0 or a, and its derivative 0 or 1, to within exp(-790)
 
 
 def _sech2(a: Array) -> Array:
     """1 - tanh(a)² = 4 e / (1 + e)² with e = exp(-2|a|): right to a few ulp however small it is."""
-    e = np.exp(-2.0 * np.abs(a))
+    e = np.exp(-2.0 * _even(a))
     return 4.0 * e / (1.0 + e) ** 2
 
 
-def _disc_of_tanh(a: Array, radius: Array) -> tuple[Array, Array]:
-    """Q = (1 - t²) / (1 - |t| T), inf where |t| T is not well below 1, and T = tan r: |Δ tanh| <= Q T."""
-    T = np.tan(np.minimum(radius, 1.57))
-    tT = np.abs(np.tanh(a)) * T
-    bounded = (radius <= 1.57) & (tT <= _WELL_INSIDE)
-    return np.where(bounded, _sech2(a) / (1.0 - np.minimum(tT, _WELL_INSIDE)), np.inf), T
+def _tanh_on_disc(a: Array, radius: Array) -> Array:
+    """Bound sinh r / (cosh a · D) on |tanh(a + w) - tanh a| for complex |w| <= r; inf where D is 0.
+
+    |cosh z|² = sinh² Re z + cos² Im z, so D² = sinh²(|a| - r) + cos² r, less the first term if r > |a|
+    and the second if r > π/2.
+    """
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        real = np.sinh(np.maximum(np.abs(a) - radius, 0.0))
+        imaginary = np.where(radius < 1.57, np.cos(radius), 0.0)
+        bound = np.sinh(radius) / (np.cosh(a) * np.hypot(real, imaginary))
+    return np.where(np.isnan(bound), np.inf, bound)
 
 
 def _wave(wave: Callable[[Array], Array], crest: float, lower: Array, upper: Array) -> tuple[Array, Array]:

@@ -220,7 +220,9 @@ def choose_integrator(model: NonlinearICA, x: Array) -> tuple[Integrator, str]:
     if grid is not None:
         return Quadrature(grid), "one latent dimension: a grid that resolves sigma"
     order = max(3, 9 - m)
-    return Quadrature(gauss_hermite(order), proposal="modes"), f"latent dimension {m}: nodes at the posterior modes"
+    return Quadrature(
+        gauss_hermite(order), proposal="modes"
+    ), f"latent dimension {m}: nodes at the posterior modes"
 
 
 def _given_or_chosen(model: NonlinearICA, x: Array, integrator: Integrator | None) -> tuple[Integrator, str]:

@@ -108,7 +108,7 @@ def find_modes(model: NonlinearICA, x: Array, most_starts: int = 64) -> Modes:
     """
     blocks = [_search(model, x[rows], most_starts) for rows in row_blocks(len(x), BLOCK)]
     C = max(block.log_joint.shape[1] for block in blocks)
-    return Modes(*map(np.concatenate, zip(*(_widen(block, C) for block in blocks), strict=True)))
+    return Modes._make(map(np.concatenate, zip(*(_widen(block, C) for block in blocks), strict=True)))
 
 
 def _search(model: NonlinearICA, x: Array, most_starts: int) -> Modes:
@@ -123,9 +123,9 @@ def _search(model: NonlinearICA, x: Array, most_starts: int) -> Modes:
             break
         batch = slice(first, first + BATCH)
         more = _from_starts(model, x[rows], starts[rows, batch], present[rows, batch])
-        before = Modes(*(part[rows] for part in found))
+        before = Modes._make(part[rows] for part in found)
         both = [np.concatenate(pair, axis=1) for pair in zip(before[:4], more[:4], strict=True)]
-        after = _distinct(Modes(*both, before.complete))
+        after = _distinct(Modes._make([*both, before.complete]))
         news = _total_mass(after) - _total_mass(before)
         exhausted = complete[rows] & ~present[rows, first + BATCH :].any(axis=1)
         C = max(found.log_joint.shape[1], after.log_joint.shape[1])
@@ -156,7 +156,7 @@ def _widen(found: Modes, C: int) -> Modes:
     """Return the modes with C columns, the new ones absent."""
     old = found.log_joint.shape[1]
     columns = np.where(np.arange(C) < old, np.arange(C), 0)
-    wider = Modes(*(part[:, columns] for part in found[:4]), found.complete.copy())
+    wider = Modes._make([*(part[:, columns] for part in found[:4]), found.complete.copy()])
     wider.log_joint[:, old:] = -np.inf
     return wider
 
@@ -195,7 +195,7 @@ def _distinct(found: Modes) -> Modes:
     first = np.argsort(~keep, axis=1, kind="stable")[:, :C]
     absent = ~_take(keep, first)
     first[absent] = 0
-    distinct = Modes(*(_take(part, first) for part in (z, log_joint, A, converged)), found.complete)
+    distinct = Modes._make([*(_take(part, first) for part in (z, log_joint, A, converged)), found.complete])
     distinct.log_joint[absent] = -np.inf
     return distinct
 

@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from scipy import special
 
 from refica.decoders import Decoder
 from refica.encoder import encode
 from refica.likelihood import Nodes
 from refica.model import LOG_2PI, NonlinearICA
 from refica.modes import Modes, find_modes, laplace_mass, log_volume
+from refica.rules import Rule
 from refica.validation import Array, check_array
 
 __all__ = ["PROPOSALS", "AllModes", "EncoderProposal", "Gaussians", "LaplaceProposal", "Proposal", "place"]
@@ -33,8 +35,14 @@ COVERED = 0.01
 some of them there then, so that its own error estimate sees the mode; for Gaussians of one width it is a
 distance of 3 standard deviations."""
 
+WIDER = 2.5
+"""Factor on the scale of the wider components of a defensive mixture."""
+
 NEGLIGIBLE = 1e-12
 """Share of the mass below which "modes" leaves a mode out. What is left out counts as uncovered."""
+
+MOST_COMPONENTS = 32
+"""Largest number of components of "modes"; the modes with the least mass are left out beyond it."""
 
 
 class Gaussians(NamedTuple):
@@ -72,18 +80,57 @@ def place(t: Array, log_w: Array, gaussians: Gaussians) -> Nodes:
     return Nodes(z, log_weight)
 
 
+def place_at_random(rule: Rule, gaussians: Gaussians) -> Nodes:
+    """Return nodes z (N, K, m) and log weights (N, K) of a random rule on mixtures: importance sampling.
+
+    Each node goes to one component, picked by one more coordinate of the rule's points, so that the nodes
+    are a sample of q_i, with weights log w - log q_i(z).
+    """
+    N, C, m = gaussians.mean.shape
+    if C == 1:
+        return place(*rule.points(m), gaussians)
+    t, log_w = rule.points(m + 1)
+    upto = np.cumsum(np.exp(gaussians.log_share), axis=1)
+    c = (special.ndtr(t[:, -1])[None, :, None] > upto[:, None, :-1]).sum(axis=2)
+    i = np.arange(N)[:, None]
+    z = gaussians.mean[i, c] + np.einsum("nkij,kj->nki", gaussians.scale[i, c], t[:, :-1])
+    return Nodes(z, log_w - _log_mixture(z, gaussians))
+
+
+def defended(q: Gaussians) -> Gaussians:
+    """Return the mixture that a random rule samples instead: half of it q, a quarter q with its components
+    `WIDER` times as wide, and a quarter the prior.
+
+    A Gaussian fitted at a mode has lighter tails than many a posterior; the weights of the draws that do
+    fall there are then so unequal that neither the mean nor its standard error can be trusted. The wider
+    copy takes care of moderate tails; with the prior the weights are bounded, by p(x|z) / (p(x)/4)
+    (a defensive mixture: Hesterberg, Technometrics 37, 1995).
+    """
+    N, _, m = q.mean.shape
+    half, quarter = np.log(0.5), np.log(0.25)
+    return q._replace(
+        log_share=np.concatenate(
+            [q.log_share + half, q.log_share + quarter, np.full((N, 1), quarter)], axis=1
+        ),
+        mean=np.concatenate([q.mean, q.mean, np.zeros((N, 1, m))], axis=1),
+        scale=np.concatenate([q.scale, WIDER * q.scale, np.broadcast_to(np.eye(m), (N, 1, m, m))], axis=1),
+    )
+
+
 def _log_mixture(z: Array, gaussians: Gaussians) -> Array:
     """log q_i(z_ik) for z (N, K, m), (N, K)."""
-    N, C, m = gaussians.mean.shape
-    terms = np.empty((C, *z.shape[:2]))
+    _, C, m = gaussians.mean.shape
+    log_q = np.full(z.shape[:2], -np.inf)
     for c in range(C):
-        L = gaussians.scale[:, c]
-        offset = np.swapaxes(z - gaussians.mean[:, c, None, :], 1, 2)
+        rows = np.flatnonzero(gaussians.log_share[:, c] > -np.inf)
+        L = gaussians.scale[rows, c]
+        offset = np.swapaxes(z[rows] - gaussians.mean[rows, c, None, :], 1, 2)
         u = np.linalg.solve(L, offset)
         log_det = np.log(np.einsum("nii->ni", L)).sum(axis=1)
-        constant = gaussians.log_share[:, c] - log_det - 0.5 * m * LOG_2PI
-        terms[c] = -0.5 * np.einsum("nmk,nmk->nk", u, u) + constant[:, None]
-    return np.asarray(np.logaddexp.reduce(terms, axis=0))
+        constant = gaussians.log_share[rows, c] - log_det - 0.5 * m * LOG_2PI
+        term = -0.5 * np.einsum("nmk,nmk->nk", u, u) + constant[:, None]
+        log_q[rows] = np.logaddexp(log_q[rows], term)
+    return log_q
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +153,7 @@ class AllModes:
         mass = laplace_mass(found)
         log_share = mass - np.logaddexp.reduce(mass, axis=1, keepdims=True)
         log_share[log_share < np.log(NEGLIGIBLE)] = -np.inf
-        C = int((log_share > -np.inf).sum(axis=1).max())  # they are sorted by mass
+        C = min(int((log_share > -np.inf).sum(axis=1).max()), MOST_COMPONENTS)  # they are sorted by mass
         log_share = log_share[:, :C]
         return _at_modes(found, log_share - np.logaddexp.reduce(log_share, axis=1, keepdims=True))
 
@@ -132,7 +179,7 @@ class EncoderProposal:
     phi: Array
 
     def __init__(self, encoder: Decoder, phi: Any) -> None:
-        if not (callable(encoder) and hasattr(encoder, "n_params")):
+        if not hasattr(encoder, "n_params"):
             raise TypeError(f"encoder must be an MLP such as MLP((n, 16, 2 * m)), got {encoder!r}")
         phi = check_array("phi", phi, (encoder.n_params,)).copy()
         phi.setflags(write=False)
@@ -150,8 +197,8 @@ class EncoderProposal:
         n, m = model.data_dim, model.latent_dim
         if (self.encoder.latent_dim, self.encoder.data_dim) != (n, 2 * m):
             raise ValueError(
-                f"encoder must have {n} inputs (data_dim) and {2 * m} outputs (latent_dim means, then as many "
-                f"log variances), got {self.encoder.latent_dim} and {self.encoder.data_dim}"
+                f"encoder must have {n} inputs (data_dim) and {2 * m} outputs (latent_dim means, then as "
+                f"many log variances), got {self.encoder.latent_dim} and {self.encoder.data_dim}"
             )
         mean, log_s2 = encode(self.encoder, self.phi, x)
         scale = np.exp(0.5 * log_s2)[:, None, :, None] * np.eye(m)
@@ -181,7 +228,7 @@ def _problems(found: Modes, C: int) -> dict[str, Array]:
     """What is wrong with the search for modes, of which the first C are used."""
     lost = (found.log_joint > -np.inf) & ~found.converged
     return {
-        "Newton's search did not end at a maximum": lost[:, :C].any(axis=1),
+        "Newton's search did not end at a maximum": np.asarray(lost[:, :C].any(axis=1)),
         "more local maxima than could be searched, so that a mode may be missing": ~found.complete,
     }
 

@@ -31,7 +31,15 @@ MAX_NODES = 2**20
 """Largest number of nodes a rule hands out: 1M nodes of dimension 4 are 32 MiB, and the decoder's
 values at them as much again."""
 
+FEWEST_GRID_POINTS = {1: 35, 2: 21, 3: 11}
+"""Fewest points per axis of the grid that a Gauss rule is compared with, by m."""
+MOST_GRID_AXES = 3
+
+TURN = math.pi / 6.0
+"""Angle between copies of a grid: 30 degrees, so that of three copies no axis is near to one of another."""
+
 LOG_2PI = math.log(2.0 * math.pi)
+
 
 class Rule(Protocol):
     """Nodes and weights for the standard normal distribution; see the module's first lines."""
@@ -95,24 +103,30 @@ class GaussHermite:
         """Return None: Gauss rules are not nested, and a lower order is no honest yardstick."""
         return
 
-    def companion(self, m: int) -> UniformGrid:
-        """Return a uniform grid over the same range with about twice as many points in all.
+    def companion(self, m: int) -> UniformGrid | Sobol:
+        """Return a uniform grid over the same range, with at least as many points; Sobol's for m > 3.
 
-        It has at least 11 points per axis, 1.1 apart: enough for 1e-6 on a standard normal integrand.
+        With at least 11 points per axis, 1.1 apart, it is right to 1e-6 on a standard normal integrand.
+        In more than three dimensions that would be too many.
         """
-        radius = max(5.5, float(_hermite_roots(self.order)[-1]))
-        wanted = max(11, math.ceil(self.order * 2.0 ** (1.0 / m)) | 1)
-        allowed = int(MAX_NODES ** (1.0 / m) + 1e-9)
-        return UniformGrid(min(wanted, allowed), radius)
+        if m > MOST_GRID_AXES:
+            return Sobol(8 * 2 ** max(8, (self.count(m) // 8).bit_length()), seed=0, replicates=8)
+        radius = max({1: 6.5, 2: 6.0}.get(m, 5.5), float(_hermite_roots(self.order)[-1]))
+        wanted = max(FEWEST_GRID_POINTS[m], self.order)
+        return UniformGrid(min(wanted, int(MAX_NODES ** (1.0 / m) + 1e-9)), radius)
 
 
 @dataclass(frozen=True, slots=True)
 class UniformGrid:
     """The trapezoidal rule on [-radius, radius]^m: converges exponentially for smooth integrands
-    once the spacing is below the width of the narrowest feature (Trefethen and Weideman 2014)."""
+    once the spacing is below the width of the narrowest feature (Trefethen and Weideman 2014).
+
+    ``copy`` numbers copies of the grid that are shifted by a third of a step along each axis and turned
+    against each other, for comparison."""
 
     points_per_axis: int
     radius: float
+    copy: int = 0
     replicates = None
 
     @property
@@ -127,7 +141,9 @@ class UniformGrid:
     def points(self, m: int) -> tuple[Array, Array]:
         """Return nodes (K, m) and log weights m log h + log φ(t)."""
         K = self.count(m)
-        t = _product(self._axis(), m, K)
+        t = _product(self._axis() + self.copy * self.step / 3.0, m, K)
+        if self.copy:
+            t = t @ np.linalg.matrix_power(_rotation(m), self.copy)
         log_phi = -0.5 * np.einsum("km,km->k", t, t) - 0.5 * m * LOG_2PI
         return t, m * math.log(self.step) + log_phi
 
@@ -149,6 +165,10 @@ class UniformGrid:
     def companion(self, m: int) -> None:
         """Return None: the halved grid serves."""
         return
+
+    def another(self, copy: int) -> UniformGrid:
+        """Return a copy of the grid by its number; 0 is the plain one."""
+        return UniformGrid(self.points_per_axis, self.radius, copy)
 
     def _axis(self) -> Array:
         # symmetric to the last bit, with 0 a node when the number of points is odd
@@ -208,12 +228,12 @@ class Sobol:
     seed: int
     replicates: int
 
-    def count(self, m: int) -> int:  # noqa: ARG002 - the protocol's signature
+    def count(self, m: int) -> int:
         """Return K, whatever m."""
         return _within_limit(self, self.size)
 
     def points(self, m: int) -> tuple[Array, Array]:
-        """Return the same nodes (K, m) for the same seed, a scrambling after the other; log weights -log K."""
+        """Return the same nodes (K, m) for the same seed, scrambling by scrambling; log weights -log K."""
         K = self.count(m)
         exponent = (K // self.replicates).bit_length() - 1
         seeds = np.random.SeedSequence(self.seed).spawn(self.replicates)
@@ -237,7 +257,7 @@ class Sobol:
         """Return None: the spread of the scramblings serves."""
         return
 
-    def companion(self, m: int) -> None:  # noqa: ARG002 - the protocol's signature
+    def companion(self, m: int) -> None:
         """Return None: the spread of the scramblings serves."""
         return
 
@@ -353,6 +373,19 @@ def _product(axis: Array, m: int, K: int) -> Array:
     """All m-tuples of the values of one axis, (K, m), the last entry varying fastest."""
     grids = np.meshgrid(*[axis] * m, indexing="ij")
     return np.stack(grids, axis=-1).reshape(K, m)
+
+
+def _rotation(m: int) -> Array:
+    """A rotation of R^m by `TURN` in each plane of two consecutive axes, one after the other, (m, m)."""
+    total = np.eye(m)
+    for axis in range(m - 1):
+        plane = np.eye(m)
+        plane[axis : axis + 2, axis : axis + 2] = [
+            [math.cos(TURN), -math.sin(TURN)],
+            [math.sin(TURN), math.cos(TURN)],
+        ]
+        total = total @ plane
+    return total
 
 
 def _product_log(log_w: Array, m: int) -> Array:

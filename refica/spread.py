@@ -26,7 +26,7 @@ from scipy import special
 from refica.likelihood import Tile
 from refica.validation import Array
 
-__all__ = ["Spread", "pareto_shape", "spread"]
+__all__ = ["Spread", "most_shape", "pareto_shape", "spread"]
 
 
 class Spread(NamedTuple):
@@ -79,3 +79,8 @@ def pareto_shape(weights: Array) -> Array:
     b_mean = (b * share).sum(axis=1) / share.sum(axis=1)
     shape = np.log1p(-b_mean[:, None] * y).mean(axis=1)
     return np.asarray(np.where(even, -np.inf, (M * shape + 5.0) / (M + 10.0)))
+
+
+def most_shape(K: int) -> float:
+    """Return min(1 - 1/log10 K, 0.7), the shape above which K nodes are too few (Vehtari et al. 2024)."""
+    return min(1.0 - 1.0 / math.log10(K), 0.7) if K > 1 else -math.inf

@@ -71,20 +71,24 @@ def panels(edges, order=20):
     return z.reshape(-1, 1), np.log(half * w).ravel()
 
 
-def panels_for(model, kinks=(), radius=12.0, widths=2.0):
-    """Panels on [-radius, radius], no wider than ``widths`` posterior widths, with a cut at each kink."""
-    probe = np.linspace(-radius, radius, 2001)[:, None]
+def panels_for(model, kinks=(), radius=30.0):
+    """Panels on [-radius, radius], one for each two posterior widths 1/sqrt(1 + |J|²/σ²) met on the way
+    and two for each unit, with a cut at each kink."""
+    probe = np.linspace(-radius, radius, 4001)[:, None]
     still = np.zeros(model.decoder.n_params)
-    slope = np.linalg.norm(model.decoder.jvp(model.theta, probe, still, np.ones_like(probe)), axis=1).max()
-    count = int(np.ceil(2.0 * radius * np.sqrt(1.0 + slope**2 / model.sigma2) / widths)) + 1
-    return panels(np.unique(np.concatenate([np.linspace(-radius, radius, count), kinks])))
+    J = np.linalg.norm(model.decoder.jvp(model.theta, probe, still, np.ones_like(probe)), axis=1)
+    each = (2.0 + 0.5 * np.sqrt(1.0 + J**2 / model.sigma2)) * (2.0 * radius / 4000)
+    passed = np.cumsum(each) - each[0]
+    edges = np.interp(np.linspace(0.0, passed[-1], int(passed[-1]) + 2), passed, probe[:, 0])
+    return panels(np.unique(np.concatenate([edges, kinks])))
 
 
-def log_p_by_panels(model, x, kinks=(), radius=12.0):
+def log_p_by_panels(model, x, kinks=(), radius=30.0):
     """log p(x_i), (N,), for m = 1, with no rule, no sum and no formula of refica's."""
     z, log_w = panels_for(model, kinks, radius)
     parts = [
-        autograd_model.log_marginal(model.decoder, model.theta, model.sigma2, row[None], z, log_w) for row in x
+        autograd_model.log_marginal(model.decoder, model.theta, model.sigma2, row[None], z, log_w)
+        for row in x
     ]
     return np.concatenate(parts)
 
@@ -94,4 +98,4 @@ def kinks_of(model):
     (W, b), *_ = model.decoder.unpack(model.theta)
     with np.errstate(divide="ignore"):
         kinks = -b / W[:, 0]
-    return kinks[np.abs(kinks) < 12.0]
+    return kinks[np.abs(kinks) < 30.0]

@@ -83,9 +83,7 @@ def cases(draw, kind=None):
     def nodes(count):
         """Nodes around a few centres, so close together that none takes all the mass."""
         centres = rng.standard_normal((16, 1, model.latent_dim))
-        z = (centres + near * rng.standard_normal((16, 40, model.latent_dim))).reshape(
-            -1, model.latent_dim
-        )
+        z = (centres + near * rng.standard_normal((16, 40, model.latent_dim))).reshape(-1, model.latent_dim)
         z = z[clear_of_kinks(model.decoder, model.theta, z)]
         return z[:count] if len(z) >= count else None
 

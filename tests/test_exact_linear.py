@@ -215,7 +215,7 @@ def test_fewer_observations_than_dimensions():
     ],
 )
 def test_probabilistic_pca_refuses(x, m, words):
-    with pytest.raises(ValueError, match="x|latent_dim") as error:
+    with pytest.raises(ValueError, match=r"x|latent_dim") as error:
         ri.probabilistic_pca(x, m)
     assert words in str(error.value)
     assert "\n" not in str(error.value)

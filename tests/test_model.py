@@ -49,7 +49,9 @@ def test_the_parts_of_the_log_joint():
     assert log_likelihood_given(np.array(25.0), 4.0, 3) == pytest.approx(want, rel=1e-15)
     x, g = np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [4.0, 6.0], [1.0, 2.0]])
     np.testing.assert_array_equal(squared_distances(x, g), [[4.0, 25.0, 0.0], [1.0, 52.0, 5.0]])
-    np.testing.assert_array_equal(squared_distances(x, np.stack([g, g])), [[4.0, 25.0, 0.0], [1.0, 52.0, 5.0]])
+    np.testing.assert_array_equal(
+        squared_distances(x, np.stack([g, g])), [[4.0, 25.0, 0.0], [1.0, 52.0, 5.0]]
+    )
 
 
 def test_samples_follow_the_model():
@@ -131,7 +133,9 @@ def test_a_decoder_of_somebody_else():
             return np.array([np.sum(cotangent[:, 0] * c + cotangent[:, 1] * s)]), along[:, None]
 
         def jvp(self, theta, z, dtheta, dz):
-            return dtheta * np.hstack([np.cos(z), np.sin(z)]) + theta * dz * np.hstack([-np.sin(z), np.cos(z)])
+            return dtheta * np.hstack([np.cos(z), np.sin(z)]) + theta * dz * np.hstack(
+                [-np.sin(z), np.cos(z)]
+            )
 
     model = ri.NonlinearICA(Circle(), [1.5], sigma2=0.04)
     _, x = model.sample(30, rng=0)

@@ -31,7 +31,11 @@ X = [[0.1, 0.2], [0.3, 0.4]]
 
 BAD_DATA = {
     "nan": ([[0.1, math.nan]], ValueError, "x must be finite, got nan at index [0, 1]"),
-    "several nan": ([[math.nan, math.nan]], ValueError, "x must be finite, got nan at index [0, 0] and 1 more"),
+    "several nan": (
+        [[math.nan, math.nan]],
+        ValueError,
+        "x must be finite, got nan at index [0, 0] and 1 more",
+    ),
     "inf": ([[math.inf, 0.1]], ValueError, "x must be finite, got inf at index [0, 0]"),
     "empty": (np.empty((0, 2)), ValueError, "x must have shape (N, 2), got (0, 2); it is empty"),
     "no list": ([], ValueError, "x must have shape (N, 2), got (0,); it is empty"),
@@ -58,40 +62,94 @@ BAD_CALLS = {
     # the model
     "decoder": (lambda: ri.NonlinearICA("mlp", THETA, 0.1), TypeError, "decoder must be one such as MLP"),
     "theta length": (
-        lambda: ri.NonlinearICA(DECODER, THETA[1:], 0.1), ValueError, "theta must have shape (14,), got (13,)",
+        lambda: ri.NonlinearICA(DECODER, THETA[1:], 0.1),
+        ValueError,
+        "theta must have shape (14,), got (13,)",
     ),
     "theta nan": (
-        lambda: ri.NonlinearICA(DECODER, THETA * np.nan, 0.1), ValueError, "theta must be finite, got nan at",
+        lambda: ri.NonlinearICA(DECODER, THETA * np.nan, 0.1),
+        ValueError,
+        "theta must be finite, got nan at",
     ),
-    "theta complex": (lambda: ri.NonlinearICA(DECODER, THETA * 1j, 0.1), TypeError, "theta must be an array of real"),
+    "theta complex": (
+        lambda: ri.NonlinearICA(DECODER, THETA * 1j, 0.1),
+        TypeError,
+        "theta must be an array of real",
+    ),
     "sigma2 zero": (
-        lambda: MODEL.replace(sigma2=0.0), ValueError, "sigma2 must be a finite number > 0, got 0.0",
+        lambda: MODEL.replace(sigma2=0.0),
+        ValueError,
+        "sigma2 must be a finite number > 0, got 0.0",
     ),
     "sigma2 negative": (
-        lambda: MODEL.replace(sigma2=-1.0), ValueError, "sigma2 must be a finite number > 0, got -1.0",
+        lambda: MODEL.replace(sigma2=-1.0),
+        ValueError,
+        "sigma2 must be a finite number > 0, got -1.0",
     ),
-    "sigma2 nan": (lambda: MODEL.replace(sigma2=math.nan), ValueError, "sigma2 must be a finite number > 0, got nan"),
-    "sigma2 inf": (lambda: MODEL.replace(sigma2=math.inf), ValueError, "sigma2 must be a finite number > 0, got inf"),
-    "sigma2 huge": (lambda: MODEL.replace(sigma2=10**400), ValueError, "sigma2 must be a finite number > 0, got 1000"),
+    "sigma2 nan": (
+        lambda: MODEL.replace(sigma2=math.nan),
+        ValueError,
+        "sigma2 must be a finite number > 0, got nan",
+    ),
+    "sigma2 inf": (
+        lambda: MODEL.replace(sigma2=math.inf),
+        ValueError,
+        "sigma2 must be a finite number > 0, got inf",
+    ),
+    "sigma2 huge": (
+        lambda: MODEL.replace(sigma2=10**400),
+        ValueError,
+        "sigma2 must be a finite number > 0, got 1000",
+    ),
     "sigma2 bool": (lambda: MODEL.replace(sigma2=True), TypeError, "sigma2 must be a real number, got True"),
-    "sigma2 text": (lambda: MODEL.replace(sigma2="0.1"), TypeError, "sigma2 must be a real number, got '0.1'"),
+    "sigma2 text": (
+        lambda: MODEL.replace(sigma2="0.1"),
+        TypeError,
+        "sigma2 must be a real number, got '0.1'",
+    ),
     "sigma2 complex": (lambda: MODEL.replace(sigma2=1j), TypeError, "sigma2 must be a real number, got 1j"),
     "sigma2 matrix": (
-        lambda: MODEL.replace(sigma2=np.eye(2)), TypeError, "sigma2 must be a real number, got array([[1., 0.]",
+        lambda: MODEL.replace(sigma2=np.eye(2)),
+        TypeError,
+        "sigma2 must be a real number, got array([[1., 0.]",
     ),
-    "sigma2 nested": (lambda: MODEL.replace(sigma2=[1, [2, 3]]), TypeError, "sigma2 must be a real number, got [1,"),
-    "sigma2 object": (lambda: ri.NonlinearICA(DECODER, THETA, None), TypeError, "sigma2 must be a real number, got None"),
+    "sigma2 nested": (
+        lambda: MODEL.replace(sigma2=[1, [2, 3]]),
+        TypeError,
+        "sigma2 must be a real number, got [1,",
+    ),
+    "sigma2 object": (
+        lambda: ri.NonlinearICA(DECODER, THETA, None),
+        TypeError,
+        "sigma2 must be a real number, got None",
+    ),
     "size": (lambda: MODEL.sample(0, rng=0), ValueError, "size must be an integer >= 1, got 0"),
     "size bool": (lambda: MODEL.sample(True, rng=0), TypeError, "size must be an integer >= 1, got True"),
     "size float": (lambda: MODEL.sample(3.0, rng=0), TypeError, "size must be an integer >= 1, got 3.0"),
-    "rng None": (lambda: MODEL.sample(3, rng=None), TypeError, "rng must be an int seed or a numpy.random.Generator"),
+    "rng None": (
+        lambda: MODEL.sample(3, rng=None),
+        TypeError,
+        "rng must be an int seed or a numpy.random.Generator",
+    ),
     "rng bool": (lambda: MODEL.sample(3, rng=True), TypeError, "numpy.random.Generator, got True"),
     "rng negative": (lambda: MODEL.sample(3, rng=-1), ValueError, "rng must be an integer >= 0, got -1"),
-    "rng old": (lambda: MODEL.sample(3, rng=np.random.RandomState(0)), TypeError, "numpy.random.Generator, got Random"),
+    "rng old": (
+        lambda: MODEL.sample(3, rng=np.random.RandomState(0)),
+        TypeError,
+        "numpy.random.Generator, got Random",
+    ),
     "rng text": (lambda: MODEL.sample(3, rng="0"), TypeError, "rng must be an integer >= 0, got '0'"),
     "z": (lambda: MODEL.log_joint(X, np.zeros((3, 2))), ValueError, "z must have shape (K, 1), got (3, 2)"),
-    "z rows": (lambda: MODEL.log_joint(X, np.zeros((3, 4, 1))), ValueError, "z must have shape (2, K, 1), got (3, 4, 1)"),
-    "z nan": (lambda: MODEL.log_joint(X, [[math.nan]]), ValueError, "z must be finite, got nan at index [0, 0]"),
+    "z rows": (
+        lambda: MODEL.log_joint(X, np.zeros((3, 4, 1))),
+        ValueError,
+        "z must have shape (2, K, 1), got (3, 4, 1)",
+    ),
+    "z nan": (
+        lambda: MODEL.log_joint(X, [[math.nan]]),
+        ValueError,
+        "z must be finite, got nan at index [0, 0]",
+    ),
     "description": (lambda: ri.NonlinearICA.from_dict({"theta": []}), ValueError, "lacks decoder, sigma2"),
     "description kind": (lambda: ri.NonlinearICA.from_dict([1]), ValueError, "must be a dict, got [1]"),
     "description decoder": (
@@ -105,23 +163,47 @@ BAD_CALLS = {
         "the description of the MLP does not fit",
     ),
     # decoders
-    "one width": (lambda: ri.MLP((3,)), ValueError, "sizes must be at least two widths (m, ..., n), got (3,)"),
+    "one width": (
+        lambda: ri.MLP((3,)),
+        ValueError,
+        "sizes must be at least two widths (m, ..., n), got (3,)",
+    ),
     "no widths": (lambda: ri.MLP(3), ValueError, "sizes must be at least two widths (m, ..., n), got 3"),
-    "widths text": (lambda: ri.MLP("1,2"), ValueError, "sizes must be at least two widths (m, ..., n), got '1,2'"),
+    "widths text": (
+        lambda: ri.MLP("1,2"),
+        ValueError,
+        "sizes must be at least two widths (m, ..., n), got '1,2'",
+    ),
     "width zero": (lambda: ri.MLP((1, 0, 2)), ValueError, "sizes[1] must be an integer >= 1, got 0"),
     "width negative": (lambda: ri.MLP((1, -8, 2)), ValueError, "sizes[1] must be an integer >= 1, got -8"),
     "width float": (lambda: ri.MLP((1, 8.5, 2)), TypeError, "sizes[1] must be an integer >= 1, got 8.5"),
     "width bool": (lambda: ri.MLP((True, 2)), TypeError, "sizes[0] must be an integer >= 1, got True"),
     "activation": (
-        lambda: ri.MLP((1, 2), activation="tahn"), ValueError, "activation must be one of gelu, identity, leaky_relu,",
+        lambda: ri.MLP((1, 2), activation="tahn"),
+        ValueError,
+        "activation must be one of gelu, identity, leaky_relu,",
     ),
-    "activation near": (lambda: ri.MLP((1, 2), activation="tahn"), ValueError, "got 'tahn'; did you mean 'tanh'?"),
+    "activation near": (
+        lambda: ri.MLP((1, 2), activation="tahn"),
+        ValueError,
+        "got 'tahn'; did you mean 'tanh'?",
+    ),
     "activation other": (
-        lambda: ri.MLP((1, 2), output_activation=3), TypeError, "output_activation must be an activation or the name",
+        lambda: ri.MLP((1, 2), output_activation=3),
+        TypeError,
+        "output_activation must be an activation or the name",
     ),
     "slope": (lambda: ri.leaky_relu(math.nan), ValueError, "slope must be a finite number, got nan"),
-    "slope text": (lambda: ri.MLP((1, 2), "leaky_relu(x)"), ValueError, "activation has a slope that is not a finite"),
-    "slope inf": (lambda: ri.MLP((1, 2), "leaky_relu(inf)"), ValueError, "activation has a slope that is not a finite"),
+    "slope text": (
+        lambda: ri.MLP((1, 2), "leaky_relu(x)"),
+        ValueError,
+        "activation has a slope that is not a finite",
+    ),
+    "slope inf": (
+        lambda: ri.MLP((1, 2), "leaky_relu(inf)"),
+        ValueError,
+        "activation has a slope that is not a finite",
+    ),
     "degree": (lambda: ri.Polynomial(1, 1, -1), ValueError, "degree must be an integer >= 0, got -1"),
     "latent_dim": (lambda: ri.Polynomial(0, 1, 1), ValueError, "latent_dim must be an integer >= 1, got 0"),
     "data_dim": (lambda: ri.Polynomial(1, 2.5, 1), TypeError, "data_dim must be an integer >= 1, got 2.5"),
@@ -139,33 +221,71 @@ BAD_CALLS = {
     # integrators
     "rule": (lambda: ri.Quadrature(20), TypeError, "rule must be one such as gauss_hermite(20), got 20"),
     "proposal": (
-        lambda: ri.Quadrature(ri.gauss_hermite(5), proposal="piror"), ValueError, "got 'piror'; did you mean 'prior'?",
+        lambda: ri.Quadrature(ri.gauss_hermite(5), proposal="piror"),
+        ValueError,
+        "got 'piror'; did you mean 'prior'?",
     ),
     "proposal other": (
-        lambda: ri.Quadrature(ri.gauss_hermite(5), proposal=3), TypeError, "proposal must be a name or offer gaussians",
+        lambda: ri.Quadrature(ri.gauss_hermite(5), proposal=3),
+        TypeError,
+        "proposal must be a name or offer gaussians",
     ),
-    "fixed shape": (lambda: ri.FixedNodes([0.1, 0.2], [0, 0]), ValueError, "z must have shape (K, m) or (N, K, m), got (2,)"),
+    "fixed shape": (
+        lambda: ri.FixedNodes([0.1, 0.2], [0, 0]),
+        ValueError,
+        "z must have shape (K, m) or (N, K, m), got (2,)",
+    ),
     "fixed weights": (
-        lambda: ri.FixedNodes([[0.1], [0.2]], [0, 0, 0]), ValueError, "log_weight must have shape (2,), got (3,)",
+        lambda: ri.FixedNodes([[0.1], [0.2]], [0, 0, 0]),
+        ValueError,
+        "log_weight must have shape (2,), got (3,)",
     ),
-    "fixed nan": (lambda: ri.FixedNodes([[math.nan]], [0]), ValueError, "z must be finite, got nan at index [0, 0]"),
-    "fixed weight nan": (lambda: ri.FixedNodes([[0.1]], [math.nan]), ValueError, "log_weight must be finite, got nan"),
-    "fixed weight inf": (lambda: ri.FixedNodes([[0.1]], [math.inf]), ValueError, "log_weight must be finite, got inf"),
+    "fixed nan": (
+        lambda: ri.FixedNodes([[math.nan]], [0]),
+        ValueError,
+        "z must be finite, got nan at index [0, 0]",
+    ),
+    "fixed weight nan": (
+        lambda: ri.FixedNodes([[0.1]], [math.nan]),
+        ValueError,
+        "log_weight must be finite, got nan",
+    ),
+    "fixed weight inf": (
+        lambda: ri.FixedNodes([[0.1]], [math.inf]),
+        ValueError,
+        "log_weight must be finite, got inf",
+    ),
     "integrator": (
-        lambda: ri.log_likelihood(MODEL, X, "laplace"), TypeError, "integrator must offer nodes(model, x), got 'laplace'",
+        lambda: ri.log_likelihood(MODEL, X, "laplace"),
+        TypeError,
+        "integrator must offer nodes(model, x), got 'laplace'",
     ),
     "integrator array": (
-        lambda: ri.log_likelihood(MODEL, X, np.eye(3)), TypeError, "integrator must offer nodes(model, x), got array([[1.",
+        lambda: ri.log_likelihood(MODEL, X, np.eye(3)),
+        TypeError,
+        "integrator must offer nodes(model, x), got array([[1.",
     ),
     "executor": (
-        lambda: ri.log_likelihood(MODEL, X, GH, executor=2), TypeError, "executor must be a concurrent.futures.Executor",
+        lambda: ri.log_likelihood(MODEL, X, GH, executor=2),
+        TypeError,
+        "executor must be a concurrent.futures.Executor",
     ),
     "too many nodes": (
-        lambda: ri.log_likelihood(MODEL, X, ri.Quadrature(ri.uniform_grid(10**7, 5.0))), ValueError, "1e+07 nodes",
+        lambda: ri.log_likelihood(MODEL, X, ri.Quadrature(ri.uniform_grid(10**7, 5.0))),
+        ValueError,
+        "1e+07 nodes",
     ),
-    "posterior size": (lambda: ri.posterior(MODEL, X, GH).sample(0, rng=0), ValueError, "size must be an integer >= 1"),
-    "posterior rng": (lambda: ri.posterior(MODEL, X, GH).sample(1, rng=1.5), TypeError, "rng must be an integer >= 0"),
-}  # fmt: skip
+    "posterior size": (
+        lambda: ri.posterior(MODEL, X, GH).sample(0, rng=0),
+        ValueError,
+        "size must be an integer >= 1",
+    ),
+    "posterior rng": (
+        lambda: ri.posterior(MODEL, X, GH).sample(1, rng=1.5),
+        TypeError,
+        "rng must be an integer >= 0",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BAD_DATA)
@@ -261,7 +381,9 @@ def test_counts():
 def test_choices():
     known = ("tanh", "sigmoid", "sin")
     assert check_choice("a", "sin", known) == "sin"
-    with pytest.raises(ValueError, match=r"a must be one of sigmoid, sin, tanh, got 'sigmoit'; did you mean 'sigmoid'"):
+    with pytest.raises(
+        ValueError, match=r"a must be one of sigmoid, sin, tanh, got 'sigmoit'; did you mean 'sigmoid'"
+    ):
         check_choice("a", "sigmoit", known)
     with pytest.raises(ValueError, match=r"got 'zzz'$"):
         check_choice("a", "zzz", known)

@@ -1,6 +1,7 @@
 """Fitting: direct maximum likelihood and variational autoencoders."""
 
-from refica.fit.mle import fit_mle
+from refica.fit.mle import METHODS, fit_mle
 from refica.fit.result import Fit, Step
+from refica.fit.vae import fit_vae, initial_vae
 
-__all__ = ["Fit", "Step", "fit_mle"]
+__all__ = ["METHODS", "Fit", "Step", "fit_mle", "fit_vae", "initial_vae"]

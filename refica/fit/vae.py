@@ -24,12 +24,13 @@ import numpy as np
 
 from refica.activations import Activation
 from refica.decoders import MLP, Decoder, Polynomial
+from refica.encoder import LINEAR_LOG_VARIANCE
 from refica.fit.adam import AdamState, adam_start, adam_step
 from refica.fit.result import Fit, Step
 from refica.fit.starts import check_training_data, sigma2_floor
 from refica.marginal import log_likelihood
 from refica.model import NonlinearICA
-from refica.vae import LINEAR_LOG_VARIANCE, VAE, BoundGradient, elbo_and_gradient, elbo_values
+from refica.vae import VAE, BoundGradient, elbo_and_gradient, elbo_values
 from refica.validation import Array, check_count, check_generator, check_number
 
 __all__ = ["fit_vae", "initial_vae"]
@@ -159,7 +160,7 @@ def initial_vae(
         For bad data, widths, activation or rng.
     """
     x, rng = model.check_data(x), check_generator(rng)
-    widths = (hidden,) if isinstance(hidden, (int, np.integer)) else tuple(hidden)
+    widths = tuple(np.atleast_1d(np.asarray(hidden, dtype=object)))  # of a wrong type: MLP says so
     encoder = MLP((model.data_dim, *widths, 2 * model.latent_dim), activation)
     phi = encoder.init(rng)
     z, simulated = model.sample(SIMULATED, rng)

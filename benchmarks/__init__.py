@@ -1,0 +1,1 @@
+"""Measurements behind every figure that README and docstrings quote: ``python -m benchmarks NAME``."""

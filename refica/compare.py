@@ -1,0 +1,244 @@
+"""The main job: fit linear, direct maximum likelihood and VAE to the same data, and compare them.
+
+Every model is judged by the same number, its log-likelihood per observation, integrated as
+`refica.log_likelihood` does it and not bounded, on the training data and on data it has not seen.
+"""
+
+# notation: N observations, n data, m latent
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from refica.datasets import Dataset
+from refica.decoders import MLP
+from refica.exact import probabilistic_pca
+from refica.fit import METHODS, Fit, fit_mle, fit_vae, initial_vae
+from refica.fit.starts import principal_start
+from refica.marginal import Likelihood, log_likelihood, posterior
+from refica.model import NonlinearICA
+from refica.recovery import Recovery, recovery
+from refica.validation import Array, check_choice, check_count
+
+__all__ = ["Comparison", "Entry", "Score", "Settings", "compare"]
+
+FOLDS = 10
+
+SMALL = 1000
+"""Data without a held-out sample: 10-fold cross-validation up to this many rows, one split above."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is fitted: dimensions and activation of the decoder, the method, the seed of every draw."""
+
+    latent_dim: int = 1
+    hidden: int = 8
+    activation: str = "tanh"
+    method: str = "l-bfgs"
+    seed: int = 0
+    n_starts: int = 4
+
+
+class Score(NamedTuple):
+    """A mean log-likelihood: ``per_observation`` (N,), ``error`` the mean of their integration errors
+    (nats), ``converged`` how many of them the integrator vouches for, ``message`` its words."""
+
+    per_observation: Array
+    error: float
+    converged: int
+    message: str
+
+    @property
+    def mean(self) -> float:
+        """Mean log-likelihood per observation, in nats."""
+        return float(self.per_observation.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over observations (sampling, not integration)."""
+        return float(self.per_observation.std(ddof=1) / math.sqrt(len(self.per_observation)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """One row: a model with its scores; ``model`` is None where it is not defined.
+
+    ``fit`` holds history and VAE where there are any; ``seconds`` is the time of the fit to all the
+    training data; ``recovery`` compares posterior means with the true latents.
+    """
+
+    name: str
+    model: NonlinearICA | None
+    status: str
+    message: str
+    seconds: float = math.nan
+    fit: Fit | None = None
+    train: Score | None = None
+    held_out: Score | None = None
+    recovery: Recovery | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """The result of `compare`: the entries in the order truth, linear, direct MLE, VAE."""
+
+    data: Dataset
+    settings: Settings
+    entries: tuple[Entry, ...]
+    held_out_kind: str
+
+    @property
+    def trustworthy(self) -> bool:
+        """Whether every number that was computed is vouched for by its integrator."""
+        scores = [score for entry in self.entries for score in (entry.train, entry.held_out) if score]
+        return all(score.converged == len(score.per_observation) for score in scores)
+
+    def difference(self, entry: Entry, baseline: str) -> tuple[float, float] | None:
+        """Return the mean paired held-out difference of an entry to another and its standard error."""
+        other = next((e for e in self.entries if e.name == baseline and e.held_out), None)
+        if other is None or other.held_out is None or entry.held_out is None or other is entry:
+            return None
+        d = entry.held_out.per_observation - other.held_out.per_observation
+        return float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d)))
+
+
+def compare(data: Dataset, settings: Settings, progress: Progress = lambda _: None) -> Comparison:
+    """Fit the three models and score them.
+
+    Parameters
+    ----------
+    data : Dataset
+    settings : Settings
+    progress : callable
+        Told in a sentence what is about to happen.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad settings, or data that cannot be fitted.
+    """
+    check_count("latent_dim", settings.latent_dim)
+    check_count("hidden", settings.hidden)
+    check_choice("method", settings.method, METHODS)
+    x = data.x
+    if data.held_out is not None:
+        entries = _fit_all(x, settings, progress)
+        entries = tuple(_scored(entry, x, data.held_out, progress) for entry in entries)
+        kind = f"{len(data.held_out)} fresh observations"
+    elif len(x) <= SMALL:
+        entries = tuple(_scored(entry, x, None, progress) for entry in _fit_all(x, settings, progress))
+        entries, kind = _cross_validated(entries, x, settings, progress), f"{FOLDS}-fold cross-validation"
+    else:
+        order = np.random.default_rng(settings.seed).permutation(len(x))
+        test, train = x[np.sort(order[: len(x) // 5])], x[np.sort(order[len(x) // 5 :])]
+        entries = tuple(_scored(e, train, test, progress) for e in _fit_all(train, settings, progress))
+        kind = f"a random fifth ({len(test)} of {len(x)} rows)"
+    if data.truth is not None:
+        truth = Entry("truth", data.truth, "", "the model that the data were drawn from")
+        entries = (_scored(truth, x, data.held_out, progress), *entries)
+    if data.z is not None:
+        entries = tuple(_recovered(entry, x, data.z) for entry in entries)
+    return Comparison(data, settings, entries, kind)
+
+
+def _fit_all(x: Array, settings: Settings, progress: Progress) -> tuple[Entry, ...]:
+    """Fit linear, direct MLE and VAE; the VAE's solution is one of the starts of direct MLE."""
+    rng = np.random.default_rng(settings.seed)
+    decoder = MLP((settings.latent_dim, settings.hidden, x.shape[1]), settings.activation)
+    linear = _fit_linear(x, settings.latent_dim)
+    start = principal_start(decoder, x, rng, rotate=False)
+
+    progress("fitting the VAE")
+    began = time.perf_counter()
+    vae = initial_vae(start, x, settings.hidden, settings.activation, rng)
+    fitted_vae = fit_vae(vae, x, rng=rng)
+    vae_seconds = time.perf_counter() - began
+
+    progress("fitting by direct maximum likelihood")
+    began = time.perf_counter()
+    fitted_mle = fit_mle(fitted_vae.model, x, method=settings.method, n_starts=settings.n_starts, rng=rng)
+    mle_seconds = time.perf_counter() - began
+    return (
+        linear,
+        _entry("direct MLE", fitted_mle, mle_seconds),
+        _entry("VAE", fitted_vae, vae_seconds),
+    )
+
+
+def _entry(name: str, fit: Fit, seconds: float) -> Entry:
+    return Entry(name, fit.model, fit.status, fit.message, seconds, fit)
+
+
+def _fit_linear(x: Array, latent_dim: int) -> Entry:
+    began = time.perf_counter()
+    try:
+        model = probabilistic_pca(x, latent_dim)
+    except ValueError as error:
+        return Entry("linear", None, "not defined", str(error))
+    message = "probabilistic PCA in closed form"
+    return Entry("linear", model, "exact", message, time.perf_counter() - began)
+
+
+def _scored(entry: Entry, train: Array, held_out: Array | None, progress: Progress) -> Entry:
+    """Return the entry with its scores on the training and the held-out data."""
+    if entry.model is None:
+        return entry
+    progress(f"evaluating {entry.name}")
+    fit_score = _score(entry.fit.log_likelihood) if entry.fit else _evaluate(entry.model, train)
+    other = None if held_out is None else _evaluate(entry.model, held_out)
+    return replace(entry, train=fit_score, held_out=other)
+
+
+def _evaluate(model: NonlinearICA, x: Array) -> Score:
+    return _score(log_likelihood(model, x, gradient=False))
+
+
+def _score(result: Likelihood) -> Score:
+    return Score(
+        result.per_observation, float(result.error.mean()), int(result.converged.sum()), result.message
+    )
+
+
+def _cross_validated(
+    entries: tuple[Entry, ...], x: Array, settings: Settings, progress: Progress
+) -> tuple[Entry, ...]:
+    """Return the entries with held-out scores from models fitted without the fold they are scored on."""
+    folds = np.array_split(np.random.default_rng(settings.seed).permutation(len(x)), min(FOLDS, len(x)))
+    scores: dict[str, list[tuple[Array, Score]]] = {entry.name: [] for entry in entries}
+    for number, fold in enumerate(folds, start=1):
+        keep = np.setdiff1d(np.arange(len(x)), fold)
+        progress(f"fold {number} of {len(folds)}")
+        for entry in _fit_all(x[keep], settings, progress):
+            if entry.model is not None:
+                scores[entry.name].append((fold, _evaluate(entry.model, x[fold])))
+    return tuple(
+        replace(entry, held_out=_joined(scores[entry.name], len(x))) if entry.model else entry
+        for entry in entries
+    )
+
+
+def _joined(parts: list[tuple[Array, Score]], N: int) -> Score | None:
+    """Return one score from those of the folds, in the order of the data."""
+    if sum(len(fold) for fold, _ in parts) < N:
+        return None
+    values, error = np.empty(N), 0.0
+    for fold, score in parts:
+        values[fold] = score.per_observation
+        error += score.error * len(fold) / N
+    messages = dict.fromkeys(score.message for _, score in parts)
+    return Score(values, error, sum(score.converged for _, score in parts), " | ".join(messages))
+
+
+def _recovered(entry: Entry, x: Array, z: Array) -> Entry:
+    if entry.model is None or entry.model.latent_dim != z.shape[1]:
+        return entry
+    return replace(entry, recovery=recovery(z, posterior(entry.model, x).mean))

@@ -1,0 +1,219 @@
+"""A comparison as a table of text, as plain data for JSON, and as one HTML page with figures."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from refica import plot, report
+from refica.compare import Comparison, Entry, Score
+from refica.marginal import posterior
+from refica.recovery import Recovery
+
+__all__ = ["as_text", "page", "to_dict"]
+
+COLUMNS = (
+    "model",
+    "train",
+    "held-out",
+    "difference (s.e.)",
+    "integration error",
+    "sigma2",
+    "latents R²",
+    "time",
+    "status",
+)
+
+PLOTTED = 2000
+"""Most observations drawn in a figure."""
+
+MANIFOLD = "Data with the fitted manifolds and their noise bands of two standard deviations."
+LATENT = "Posterior means of the latents under direct maximum likelihood."
+GENERATED = "As many draws from the model fitted by direct maximum likelihood as observations."
+LEARNING = "What each optimiser saw, per observation: log-likelihood on its own nodes, or ELBO."
+
+
+def as_text(comparison: Comparison) -> str:
+    """Return the table that `refica compare` prints."""
+    rows = [COLUMNS, *_rows(comparison)]
+    widths = [max(len(row[j]) for row in rows) for j in range(len(COLUMNS))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if j in (0, len(COLUMNS) - 1) else cell.rjust(width)
+            for j, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join([_title(comparison), "", *lines, "", *_notes(comparison)])
+
+
+def to_dict(comparison: Comparison) -> dict[str, Any]:
+    """Return the results as plain values (schema "refica-comparison", version 1)."""
+    data, settings = comparison.data, comparison.settings
+    return {
+        "schema": "refica-comparison",
+        "version": 1,
+        "data": {
+            "name": data.name,
+            "columns": list(data.columns),
+            "observations": len(data.x),
+            "simulated": data.truth is not None,
+        },
+        "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
+        "held_out": comparison.held_out_kind,
+        "baseline": baseline(comparison),
+        "entries": [_entry_dict(comparison, entry) for entry in comparison.entries],
+    }
+
+
+def page(comparison: Comparison) -> str:
+    """Return the report as one self-contained HTML page.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    blocks = [
+        report.paragraph(_title(comparison)),
+        report.table(
+            COLUMNS, _rows(comparison), caption=" ".join(_notes(comparison)), left=(0, len(COLUMNS) - 1)
+        ),
+        *_figures(comparison),
+        report.heading("How it ended"),
+        *(report.paragraph(f"{entry.name}: {entry.status}. {entry.message}") for entry in comparison.entries),
+        report.heading("How the likelihoods were integrated"),
+        *(
+            report.paragraph(f"{entry.name}: {entry.train.message}")
+            for entry in comparison.entries
+            if entry.train
+        ),
+    ]
+    return report.render(report.Page(f"refica compare: {comparison.data.name}", tuple(blocks)))
+
+
+def baseline(comparison: Comparison) -> str:
+    """Return the entry that differences are taken to: the truth where there is one, else linear."""
+    return "truth" if comparison.data.truth is not None else "linear"
+
+
+def _title(comparison: Comparison) -> str:
+    data, settings = comparison.data, comparison.settings
+    return (
+        f"{data.name}: {len(data.x)} observations of dimension {data.x.shape[1]}; decoder with "
+        f"{settings.latent_dim} latent dimension{'s' if settings.latent_dim > 1 else ''}, "
+        f"{settings.hidden} hidden units, {settings.activation}; seed {settings.seed}"
+    )
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    scores = f"train, held-out: log p(x) per observation in nats, held-out on {comparison.held_out_kind};"
+    difference = (
+        f"difference: of held-out log p(x) to {baseline(comparison)}, paired, and its standard error;"
+    )
+    error = "integration error: mean estimated error of log p(x), in nats;"
+    others = "sigma2: noise variance, in squared units of the data"
+    if comparison.data.z is not None:
+        others += "; latents R²: of posterior means, after the best orthogonal map"
+    unsure = [
+        f"{entry.name}: {len(score.per_observation) - score.converged} of {len(score.per_observation)} "
+        "integrals are not to be trusted."
+        for entry in comparison.entries
+        for score in (entry.train, entry.held_out)
+        if score is not None and score.converged < len(score.per_observation)
+    ]
+    return [scores, difference, error, others + ".", *unsure]
+
+
+def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    return [_row(comparison, entry) for entry in comparison.entries]
+
+
+def _row(comparison: Comparison, entry: Entry) -> tuple[str, ...]:
+    difference = comparison.difference(entry, baseline(comparison))
+    errors = [score.error for score in (entry.train, entry.held_out) if score]
+    return (
+        entry.name,
+        _mean(entry.train),
+        _mean(entry.held_out),
+        "" if difference is None else f"{difference[0]:+.4f} ({difference[1]:.4f})",
+        f"{max(errors):.0e}" if errors else "",
+        f"{entry.model.sigma2:.4g}" if entry.model else "",
+        f"{entry.recovery.procrustes_r2:.4f}" if entry.recovery else "",
+        f"{entry.seconds:.1f} s" if math.isfinite(entry.seconds) else "",
+        entry.status,
+    )
+
+
+def _mean(score: Score | None) -> str:
+    return "" if score is None else f"{score.mean:.4f}"
+
+
+def _entry_dict(comparison: Comparison, entry: Entry) -> dict[str, Any]:
+    difference = comparison.difference(entry, baseline(comparison))
+    return {
+        "name": entry.name,
+        "status": entry.status,
+        "message": entry.message,
+        "seconds": entry.seconds,
+        "sigma2": entry.model.sigma2 if entry.model else None,
+        "train": _score_dict(entry.train),
+        "held_out": _score_dict(entry.held_out),
+        "held_out_difference": None
+        if difference is None
+        else {"mean": difference[0], "standard_error": difference[1]},
+        "recovery": _recovery_dict(entry.recovery) if entry.recovery else None,
+        "history": [step._asdict() for step in entry.fit.history] if entry.fit else [],
+    }
+
+
+def _recovery_dict(found: Recovery) -> dict[str, Any]:
+    return {
+        "procrustes_r2": found.procrustes_r2,
+        "affine_r2": found.affine_r2,
+        "canonical_correlations": found.canonical_correlations.tolist(),
+        "mcc": found.mcc,
+        "mcc_chance": found.mcc_chance,
+    }
+
+
+def _score_dict(score: Score | None) -> dict[str, Any] | None:
+    if score is None:
+        return None
+    return {
+        "mean": score.mean,
+        "standard_error": score.standard_error,
+        "mean_integration_error": score.error,
+        "observations": len(score.per_observation),
+        "converged": score.converged,
+        "integrator": score.message,
+    }
+
+
+def _figures(comparison: Comparison) -> list[report.Block]:
+    """The data with the fitted manifolds, the latent space, generated data, learning curves."""
+    data = comparison.data
+    x = data.x[:PLOTTED]
+    z = None if data.z is None else data.z[:PLOTTED]
+    models = {entry.name: entry.model for entry in comparison.entries if entry.model is not None}
+    histories = {entry.name: entry.fit.history for entry in comparison.entries if entry.fit}
+    truth = next((e.train.mean for e in comparison.entries if e.name == "truth" and e.train), None)
+    rng = np.random.default_rng(comparison.settings.seed)
+    chosen = models["direct MLE"]
+    return [
+        report.heading("The data and the fitted manifolds"),
+        _figure(plot.manifold(models, x, names=data.columns), MANIFOLD),
+        report.heading("The latent space"),
+        _figure(plot.latent(posterior(chosen, x).mean, truth=z), LATENT),
+        report.heading("Generated against observed data"),
+        _figure(plot.generated(chosen, x, rng, names=data.columns), GENERATED),
+        report.heading("Learning curves"),
+        _figure(plot.learning_curves(histories, reference=truth), LEARNING),
+    ]
+
+
+def _figure(axes: Any, caption: str) -> report.Block:
+    return report.figure(plot.figure_png(axes.figure), alt=caption, caption=caption)

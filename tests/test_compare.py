@@ -1,0 +1,138 @@
+"""The comparison: what each row is, pairing, cross-validation, what happens where a row is not defined."""
+
+import functools
+import json
+import math
+
+import numpy as np
+import pytest
+
+import refica as ri
+from refica import compare as module
+from refica.compare import Comparison, Entry, Score, Settings, compare
+from refica.compare_report import as_text, to_dict
+from refica.datasets import Dataset, from_csv, from_example, iris
+from refica.fit import fit_mle, fit_vae
+
+
+@pytest.fixture(autouse=True)
+def short_fits(monkeypatch):
+    """Fits that end early: what is tested here is who is compared with what, not how good they are."""
+    monkeypatch.setattr(module, "fit_vae", functools.partial(fit_vae, max_iter=500))
+    monkeypatch.setattr(module, "fit_mle", functools.partial(fit_mle, max_iter=10))
+    monkeypatch.setattr(module, "FOLDS", 3)
+
+
+def plane(size=60, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((size, 1)) @ [[1.0, -0.5]] + 0.2 * rng.standard_normal((size, 2))
+
+
+def test_a_simulated_comparison_has_the_truth_and_recovery():
+    data = from_example("polynomial")
+    small = Dataset(data.name, data.columns, data.x[:80], data.truth, data.z[:80], data.held_out[:90])
+    result = compare(small, Settings(hidden=3, n_starts=1))
+    assert [entry.name for entry in result.entries] == ["truth", "linear", "direct MLE", "VAE"]
+    truth, linear, mle, _ = result.entries
+    by_hand = ri.log_likelihood(data.truth, data.held_out[:90])
+    np.testing.assert_array_equal(truth.held_out.per_observation, by_hand.per_observation)
+    assert truth.recovery.procrustes_r2 > linear.recovery.procrustes_r2
+    mean, error = result.difference(mle, "truth")
+    d = mle.held_out.per_observation - truth.held_out.per_observation
+    assert (mean, error) == (d.mean(), d.std(ddof=1) / math.sqrt(90))
+    assert result.difference(truth, "truth") is None
+
+
+def test_cross_validation_scores_each_row_with_a_model_that_has_not_seen_it(monkeypatch):
+    x = plane(31)
+    seen = []
+
+    def spy(train, latent_dim):
+        seen.append(train)
+        return ri.probabilistic_pca(train, latent_dim)
+
+    monkeypatch.setattr(module, "probabilistic_pca", spy)
+    result = compare(Dataset("plane", ("a", "b"), x), Settings(hidden=2, n_starts=1))
+    assert [len(train) for train in seen] == [31, 20, 21, 21]
+    held_out = result.entries[0].held_out.per_observation
+    for train in seen[1:]:
+        rest = [i for i in range(31) if not (train == x[i]).all(axis=1).any()]
+        model = ri.probabilistic_pca(train, 1)
+        expected = ri.log_likelihood(model, x[rest]).per_observation
+        np.testing.assert_allclose(held_out[rest], expected, rtol=1e-12)
+    assert result.held_out_kind == "3-fold cross-validation"
+
+
+def test_larger_data_are_split_once(monkeypatch):
+    monkeypatch.setattr(module, "SMALL", 50)
+    result = compare(Dataset("plane", ("a", "b"), plane(60)), Settings(hidden=2, n_starts=1))
+    linear = result.entries[0]
+    assert (len(linear.train.per_observation), len(linear.held_out.per_observation)) == (48, 12)
+
+
+def test_linear_is_not_defined_where_n_equals_m():
+    data = from_example("polynomial-1-1")
+    small = Dataset(data.name, data.columns, data.x[:40], data.truth, data.z[:40], data.held_out[:40])
+    result = compare(small, Settings(hidden=2, n_starts=1))
+    linear = result.entries[1]
+    assert (linear.status, linear.model, linear.train) == ("not defined", None, None)
+    assert "not defined" in as_text(result)
+
+
+def test_direct_mle_is_never_below_the_vae_in_training():
+    """The VAE's solution is one of the starts of direct MLE."""
+    result = compare(Dataset("plane", ("a", "b"), plane()), Settings(hidden=2, n_starts=1))
+    _, mle, vae = result.entries
+    assert mle.train.mean >= vae.train.mean - mle.train.error - vae.train.error
+
+
+def test_the_same_seed_gives_the_same_results():
+    data = Dataset("plane", ("a", "b"), plane(30))
+    first, second = (to_dict(compare(data, Settings(hidden=2, n_starts=1, seed=4))) for _ in range(2))
+    for result in (first, second):
+        for entry in result["entries"]:
+            entry.pop("seconds")
+            entry.pop("history")
+    assert first == second
+
+
+def test_the_results_are_plain_json_and_name_every_number():
+    result = compare(Dataset("plane", ("a", "b"), plane(30)), Settings(hidden=2, n_starts=1))
+    plain = to_dict(result)
+    entry = plain["entries"][0]
+    assert (plain["schema"], plain["version"]) == ("refica-comparison", 1)
+    assert entry["train"]["mean"] == result.entries[0].train.mean
+    assert plain["baseline"] == "linear"
+    json.dumps(plain, allow_nan=False, default=lambda value: pytest.fail(f"not plain: {value!r}"))
+
+
+def test_numbers_that_are_not_to_be_trusted_are_said_so():
+    good = Score(np.zeros(3), 1e-9, 3, "a grid")
+    bad = Score(np.zeros(3), 0.3, 1, "a coarse grid")
+    data = Dataset("plane", ("a", "b"), plane(3))
+    entries = (Entry("linear", None, "", "", train=good), Entry("VAE", None, "", "", train=bad))
+    doubtful = Comparison(data, Settings(), entries, "nothing")
+    assert not doubtful.trustworthy
+    assert "VAE: 2 of 3 integrals are not to be trusted" in as_text(doubtful)
+    assert Comparison(data, Settings(), entries[:1], "nothing").trustworthy
+
+
+def test_progress_is_told():
+    told = []
+    compare(Dataset("plane", ("a", "b"), plane(30)), Settings(hidden=2, n_starts=1), told.append)
+    assert told[0] == "fitting the VAE"
+    assert any(words.startswith("fold 3") for words in told)
+
+
+def test_iris_is_the_four_measurements():
+    data = iris()
+    assert data.x.shape == (150, 4)
+    assert data.columns[0] == "sepal_length_cm"
+    np.testing.assert_array_equal(data.x[0], [5.1, 3.5, 1.4, 0.2])
+
+
+def test_a_csv_needs_two_rows(tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        from_csv(str(path))
