@@ -75,7 +75,7 @@ WIDEST_SAMPLE, NARROWEST_SAMPLE = 0.5, 1e-3
 """First and last radius of gradient sampling on a kink, in posterior standard deviations."""
 
 HULL_STEPS = 30
-"""Steps towards the shortest vector of a hull; a few percent too long is still a direction of ascent."""
+"""Steps towards the shortest vector of a hull; one that is a little too long is still a direction of ascent."""
 
 SAME = 0.3
 """Distance, in posterior standard deviations, within which two ends of a search are one mode."""
@@ -109,6 +109,11 @@ def find_modes(model: NonlinearICA, x: Array, most_starts: int = 64) -> Modes:
     blocks = [_search(model, x[rows], most_starts) for rows in row_blocks(len(x), BLOCK)]
     C = max(block.log_joint.shape[1] for block in blocks)
     return Modes._make(map(np.concatenate, zip(*(_widen(block, C) for block in blocks), strict=True)))
+
+
+def modes_from(model: NonlinearICA, x: Array, starts: Array) -> Modes:
+    """Return the modes that searches from given starts (N, S, m) end at."""
+    return _distinct(_from_starts(model, x, starts, np.ones(starts.shape[:2], dtype=bool)))
 
 
 def _search(model: NonlinearICA, x: Array, most_starts: int) -> Modes:
@@ -375,18 +380,24 @@ def _gradients(model: NonlinearICA, x: Array, z: Array) -> Array:
 
 
 def _shortest_in_hull(points: Array) -> Array:
-    """Return the shortest vector (R, m) of the convex hull of points (R, K, m), nearly.
+    """Return the shortest vector v (R, m) of the convex hull of points (R, K, m), nearly.
 
-    Frank and Wolfe's method: step after step the best mixture of the vector so far and the point that
-    reaches least far along it.
+    v = Σ_k λ_k point_k; step after step, as much weight as shortens v most goes from the point that
+    reaches farthest along v to the one that reaches least far (Mitchell, Demyanov and Malozemov 1974).
     """
+    R, K, _ = points.shape
+    weight, every = np.full((R, K), 1.0 / K), np.arange(R)
     v = points.mean(axis=1)
     for _ in range(HULL_STEPS):
-        least = np.einsum("rki,ri->rk", points, v).argmin(axis=1)
-        d = points[np.arange(len(points)), least] - v
-        length = np.maximum(np.einsum("ri,ri->r", d, d), np.finfo(float).tiny)
-        share = np.clip(-np.einsum("ri,ri->r", v, d) / length, 0.0, 1.0)
-        v = v + share[:, None] * d
+        along = np.einsum("rki,ri->rk", points, v)
+        farthest = np.where(weight > 0.0, along, -np.inf).argmax(axis=1)
+        least = along.argmin(axis=1)
+        d = points[every, farthest] - points[every, least]
+        square = np.maximum(np.einsum("ri,ri->r", d, d), np.finfo(float).tiny)
+        share = np.clip(np.einsum("ri,ri->r", v, d) / square, 0.0, weight[every, farthest])
+        weight[every, farthest] -= share
+        weight[every, least] += share
+        v = v - share[:, None] * d
     return v
 
 

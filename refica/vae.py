@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refica.decoders import Decoder, decoder_from_dict, decoder_to_dict
+from refica.encoder import soft_clamp
 from refica.likelihood import DECODER_ROWS, row_blocks
 from refica.model import NonlinearICA, log_likelihood_given, squared_distances
 from refica.validation import Array, check_array
@@ -35,16 +36,8 @@ __all__ = [
     "elbo",
     "elbo_and_gradient",
     "elbo_values",
-    "encode",
     "kl_to_prior",
 ]
-
-LINEAR_LOG_VARIANCE = 30.0
-"""Up to this modulus the encoder's output *is* the log variance: s from 3e-7 to 3e6."""
-
-LOG_VARIANCE_MARGIN = 10.0
-"""Beyond that it approaches ±(30 + 10) smoothly: exp(±40) is far from overflow and underflow, also
-when squared and pushed through a polynomial decoder."""
 
 
 class BoundGradient(NamedTuple):
@@ -83,7 +76,7 @@ class VAE:
     model : NonlinearICA
         m latent, n data dimensions.
     encoder : MLP
-        From n inputs to 2m outputs: m means, then m log variances (see `encode`).
+        From n inputs to 2m outputs: m means, then m log variances (see `refica.encoder.encode`).
     phi : array_like (q,)
         The encoder's parameters, flat as theta; a read-only copy is kept.
 
@@ -207,28 +200,6 @@ def elbo(vae: VAE, x: Any, noise: Any, gradient: bool = True) -> Bound:
     return Bound(values, math.fsum(values), by._replace(sigma2=float(by.sigma2)))
 
 
-def encode(encoder: Decoder, phi: Array, x: Array) -> tuple[Array, Array]:
-    """Return mean μ (N, m) and log variance log s² (N, m) of q(z | x).
-
-    The encoder's first m outputs are the means, its last m the log variances; those beyond ±30, which no
-    sensible posterior has, are bent smoothly (twice continuously differentiable) to stay within ±40.
-
-    Parameters
-    ----------
-    encoder : MLP
-        n inputs, 2m outputs.
-    phi : (q,)
-    x : (N, n)
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit the encoder.
-    """
-    mu, log_s2, _ = _encode(encoder, phi, x)
-    return mu, log_s2
-
-
 def kl_to_prior(mu: Array, log_s2: Array) -> Array:
     """KL(N(μ, diag s²) ‖ N(0, I)) = ½ Σ_j (μ_j² + s_j² - 1 - log s_j²), (N, m) -> (N,)."""
     return np.asarray(0.5 * (mu * mu + np.expm1(log_s2) - log_s2).sum(axis=1))
@@ -326,15 +297,4 @@ def _encode(encoder: Decoder, phi: Array, x: Array) -> tuple[Array, Array, Array
     """μ, log s² and the slope of log s² in the encoder's output, each (R, m)."""
     outputs = encoder(phi, x)
     m = outputs.shape[1] // 2
-    return outputs[:, :m], *_soft_clamp(outputs[:, m:])
-
-
-def _soft_clamp(a: Array) -> tuple[Array, Array]:
-    """c + 10 tanh((a - c)/10) with c = a clipped to ±30, and its derivative 1 - tanh².
-
-    For |a| <= 30 that is a itself, exactly. tanh has no second derivative at 0, so neither is there one
-    at the joints: twice continuously differentiable. Branches by the real part.
-    """
-    edge = np.where(np.abs(np.real(a)) <= LINEAR_LOG_VARIANCE, a, np.sign(np.real(a)) * LINEAR_LOG_VARIANCE)
-    t = np.tanh((a - edge) / LOG_VARIANCE_MARGIN)
-    return edge + LOG_VARIANCE_MARGIN * t, (1.0 - t) * (1.0 + t)
+    return outputs[:, :m], *soft_clamp(outputs[:, m:])

@@ -57,7 +57,7 @@ def decoders(draw, kind=None, max_dim=4):
     m, n = draw(st.integers(1, max_dim)), draw(st.integers(1, max_dim))
     if kind == "polynomial":
         return ri.Polynomial(m, n, draw(st.integers(0, 3)))
-    hidden = draw(st.lists(st.integers(1, 5), max_size=3))
+    hidden = [draw(st.integers(1, 5)) for _ in range(draw(st.integers(0, 3)))]
     output = draw(st.one_of(st.just("identity"), activations())) if hidden else draw(activations(kind))
     return ri.MLP((m, *hidden, n), activation=draw(activations(kind)), output_activation=output)
 
@@ -68,7 +68,7 @@ def models(draw, kind=None, max_dim=4):
     decoder = draw(decoders(kind, max_dim))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     theta = decoder.init(rng) + 0.3 * rng.standard_normal(decoder.n_params)
-    sigma2 = 10.0 ** draw(st.floats(-3.0, 1.0))
+    sigma2 = 10.0 ** (draw(st.integers(-12, 4)) / 4.0)
     return ri.NonlinearICA(decoder, theta, sigma2)
 
 
@@ -76,7 +76,7 @@ def models(draw, kind=None, max_dim=4):
 def cases(draw, kind=None):
     """A model, a few observations, and nodes among which several share each observation's mass."""
     model = draw(models(kind))
-    N, K = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    N, K = draw(st.integers(1, 4)), draw(st.integers(2, 6))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     near = min(1.0, model.sigma2**0.5)
 

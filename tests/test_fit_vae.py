@@ -213,6 +213,14 @@ def test_the_initial_encoder_has_the_layers_asked_for(hidden, sizes, affine_data
     assert elbo(vae, affine_data, np.zeros((1, 500, 1))).total > 2 * truth - 500
 
 
+def test_hidden_widths_that_are_none_are_refused(affine_data):
+    model = probabilistic_pca(affine_data, 1)
+    with pytest.raises(TypeError, match=r"sizes\[1\] must be an integer >= 1, got 1.5"):
+        initial_vae(model, affine_data, 1.5)
+    with pytest.raises(ValueError, match=r"sizes\[2\] must be an integer >= 1, got 0"):
+        initial_vae(model, affine_data, (3, 0))
+
+
 def test_an_affine_encoder_of_an_affine_model_starts_at_the_posterior(affine_data):
     model = probabilistic_pca(affine_data, 1)
     vae = initial_vae(model, affine_data, ())
@@ -350,7 +358,7 @@ def test_a_line_through_two_points_collapses(monkeypatch):
     fit = fit_vae(start(MLP((1, 2)), x), x, n_samples=8)
     assert fit.status == "collapsed"
     assert not fit.converged
-    assert "sigma2 reached its floor 0.001 after" in fit.message
+    assert "sigma2 is at its floor 0.001 after" in fit.message
     assert 1e-3 * (1 - 1e-12) <= fit.model.sigma2 <= 1e-2
 
 

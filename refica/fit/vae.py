@@ -45,9 +45,9 @@ LOWERING = 3.0
 """What the rate is divided by."""
 
 LOWERINGS = 3
-"""How often it is lowered before the fit ends. Measured on eight hidden units with sixteen in the fit
-(m = 1, n = 2, N = 1000, six seeds): one lowering less costs up to .002 nats per observation, one more
-gains less than .001."""
+"""How often it is lowered before the fit ends. Measured on data of eight hidden units with sixteen in the
+fit (m = 1, n = 2, σ² = .01, N = 1000, six seeds, started from principal components): the third lowering
+raised the ELBO per observation by at most .0012 nats and log p(x) by .0008, a fourth by .0004 and .0028."""
 
 HELD = 20_000
 """Most observations in an evaluation; of more, as many are drawn once."""
@@ -98,7 +98,7 @@ def fit_vae(
         of the training data and not the bound; ``history``, with a `Step` for the start and for each
         round: its objective is the ELBO per observation (of all data, or of 20 000 observations drawn
         once) of the round's average parameters at noise drawn once for the fit. ``status`` is
-        "converged", "iteration limit", "collapsed" (σ² reached its floor), "diverged" or "stopped by
+        "converged", "iteration limit", "collapsed" (σ² is at its floor), "diverged" or "stopped by
         callback".
 
     Raises
@@ -312,8 +312,8 @@ def _ending(
         )
     if u[len(problem.units)] <= problem.log_floor:
         return "collapsed", (
-            f"sigma2 reached its floor {math.exp(problem.log_floor):.3g} {after}: the decoder passes through "
-            "the data and the bound grows without limit; take fewer hidden units or more observations"
+            f"sigma2 is at its floor {math.exp(problem.log_floor):.3g} {after}: the decoder all but passes "
+            "through the data, where the bound has no maximum; take fewer hidden units or more observations"
         )
     if plateau.lowered > LOWERINGS:
         return "converged", (
@@ -321,7 +321,7 @@ def _ending(
             f"{ROUND} steps at the last of {LOWERINGS + 1} rates, {after}"
         )
     if step.iteration >= settings.max_iter:
-        return "iteration limit", f"the ELBO was still rising or its rate still high {after}; raise max_iter"
+        return "iteration limit", f"the ELBO had not settled at the lowest rate {after}; raise max_iter"
     return None
 
 
