@@ -103,6 +103,22 @@ def test_principal_start_runs_through_the_data():
     assert sigma2_floor(x) == FLOOR * x.var(axis=0).mean()
 
 
+@pytest.mark.parametrize("decoder", [ri.MLP((1, 4, 2)), ri.Polynomial(1, 2, 3)])
+def test_units_and_origin_of_the_data_do_not_matter(decoder):
+    """The same curve in other units and from far away: the start is the same, in those units.
+
+    A power of two scales without rounding, up to what the sums in BLAS do with it. An offset rounds the
+    data, and 200 steps of L-BFGS towards a flat optimum amplify that to a percent of σ².
+    """
+    _, x = curve(100)
+    here, large, far = (
+        principal_start(decoder, data, np.random.default_rng(0), rotate=False)
+        for data in (x, 1024.0 * x, 1000.0 + x)
+    )
+    assert large.sigma2 == pytest.approx(1024.0**2 * here.sigma2, rel=1e-9)
+    assert far.sigma2 == pytest.approx(here.sigma2, rel=0.02)
+
+
 def test_principal_start_has_latents_where_components_are_missing():
     x = np.random.default_rng(0).standard_normal((30, 1))
     decoder = ri.MLP((2, 3, 1))

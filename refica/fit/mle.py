@@ -6,7 +6,8 @@ belong to one smooth function; after it the model is evaluated again on nodes ma
 counts only if that value has risen. The value reported at the end comes from yet other nodes.
 """
 
-# notation: N observations, n data, m latent, p parameters; u = (θ, log σ²), what is optimised
+# notation: N observations, n data, m latent, p parameters; u = (v, log σ²), what is optimised, with
+# θ = shift + units v, so that the units and the origin of the data do not matter
 
 from __future__ import annotations
 
@@ -22,7 +23,14 @@ from scipy import optimize
 
 from refica.exact import ExactLinear
 from refica.fit.result import Fit, Step
-from refica.fit.starts import check_training_data, principal_start, sigma2_floor
+from refica.fit.starts import (
+    check_training_data,
+    output_shift,
+    output_units,
+    principal_start,
+    sigma2_floor,
+    standardisation,
+)
 from refica.grids import grid_that_resolves
 from refica.marginal import Likelihood, log_likelihood
 from refica.model import NonlinearICA
@@ -189,15 +197,18 @@ def _run_round(problem: _Problem, start: NonlinearICA, done: int, steps: int) ->
     history: list[Step] = []
     stopped = False
 
+    mean, sd = standardisation(problem.x)
+    shift, units = output_shift(start.decoder, mean), output_units(start.decoder, sd)
+
     def model_at(u: Array) -> NonlinearICA:
-        return start.replace(theta=u[:-1], sigma2=math.exp(u[-1]))
+        return start.replace(theta=shift + units * u[:-1], sigma2=math.exp(u[-1]))
 
     def loss(u: Array) -> tuple[float, Array]:
         model = model_at(u)
         result = problem.evaluate(model, nodes, gradient=True)
         assert result.gradient is not None
         by_log_sigma2 = model.sigma2 * result.gradient.sigma2  # chain rule: dσ²/d log σ² = σ²
-        return -result.total / N, -np.append(result.gradient.theta, by_log_sigma2) / N
+        return -result.total / N, -np.append(units * result.gradient.theta, by_log_sigma2) / N
 
     def report(intermediate_result: Any) -> None:
         nonlocal stopped
@@ -212,7 +223,7 @@ def _run_round(problem: _Problem, start: NonlinearICA, done: int, steps: int) ->
             stopped = True
             raise StopIteration
 
-    u = np.append(start.theta, math.log(max(start.sigma2, problem.floor)))
+    u = np.append((start.theta - shift) / units, math.log(max(start.sigma2, problem.floor)))
     bounds = [(None, None)] * (len(u) - 1) + [(math.log(problem.floor), None)]
     found = optimize.minimize(
         loss,

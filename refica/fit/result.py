@@ -13,10 +13,10 @@ __all__ = ["Fit", "Step"]
 
 
 class Step(NamedTuple):
-    """One entry of a history: the objective per observation (nats), σ², seconds since the start.
+    """One entry of a history: of `fit_mle` an iteration, of `fit_vae` a round.
 
-    The objective is what the optimiser saw: the log-likelihood on its own nodes, or the ELBO at its own
-    noise.
+    ``objective`` is the mean per observation (nats) that the optimiser saw: the log-likelihood on its own
+    nodes, or the ELBO at its own noise; ``seconds`` are counted from the start of the fit.
     """
 
     iteration: int
@@ -38,7 +38,8 @@ class Fit:
     history : tuple of Step
         Of the run that was kept.
     status : str
-        "converged", "iteration limit", "collapsed" or "integrator not converged".
+        "converged", "iteration limit", "stopped by callback", "collapsed", "diverged" or
+        "integrator not converged".
     converged : bool
         Whether the status is "converged".
     message : str

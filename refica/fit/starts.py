@@ -14,20 +14,27 @@ import warnings
 import numpy as np
 from scipy import optimize
 
-from refica.decoders import Decoder
-from refica.likelihood import row_blocks
+from refica.decoders import MLP, Decoder, Polynomial
+from refica.likelihood import DECODER_ROWS, decode, row_blocks
 from refica.model import NonlinearICA
 from refica.validation import Array
 
-__all__ = ["check_training_data", "principal_start", "sigma2_floor"]
+__all__ = [
+    "check_training_data",
+    "output_shift",
+    "output_units",
+    "principal_start",
+    "sigma2_floor",
+    "standardisation",
+]
 
 FLOOR = 1e-8
 """σ² below this share of the data's mean variance counts as collapsed: the noise would then be a
 ten-thousandth of the spread of the data, and the likelihood is on its way to infinity."""
 
 RIDGE = 1e-4
-"""Weight of ‖θ‖² against the mean squared residual (both in units of the data's variance) in the
-regression: it only keeps units of no use from running away."""
+"""Weight of ‖v‖² against the mean squared residual, θ = shift + units v, both in units of the data's
+variance: it only keeps parameters of no use from running away."""
 
 REGRESSION_STEPS = 200
 
@@ -63,6 +70,34 @@ def sigma2_floor(x: Array) -> float:
     return FLOOR * float(x.var(axis=0).mean())
 
 
+def standardisation(x: Array) -> tuple[Array, Array]:
+    """Mean (n,) and standard deviation (n,) of the columns; 1 for a column that is constant."""
+    scale = x.std(axis=0)
+    return x.mean(axis=0), np.where(scale > 0, scale, 1.0)
+
+
+def output_units(decoder: Decoder, scale: Array) -> Array:
+    """Units (p,) of θ: those of the data (n,) where a parameter is proportional to an output, else 1."""
+    units = np.ones(decoder.n_params)
+    if isinstance(decoder, Polynomial):
+        units.reshape(len(scale), -1)[...] = scale[:, None]
+    elif isinstance(decoder, MLP) and decoder.output_activation.name == "identity":
+        *_, (W, b) = decoder.unpack(units)
+        W[...], b[...] = scale[:, None], scale
+    return units
+
+
+def output_shift(decoder: Decoder, shift: Array) -> Array:
+    """The θ (p,) that adds ``shift`` (n,) to every output: 0 but for biases or constant terms."""
+    theta = np.zeros(decoder.n_params)
+    if isinstance(decoder, Polynomial):
+        theta.reshape(len(shift), -1)[:, 0] = shift
+    elif isinstance(decoder, MLP) and decoder.output_activation.name == "identity":
+        *_, (_, b) = decoder.unpack(theta)
+        b[...] = shift
+    return theta
+
+
 def principal_start(decoder: Decoder, x: Array, rng: np.random.Generator, *, rotate: bool) -> NonlinearICA:
     """Return a model whose decoder regresses x on its whitened principal components.
 
@@ -76,23 +111,26 @@ def principal_start(decoder: Decoder, x: Array, rng: np.random.Generator, *, rot
         Whether to turn the components by a random rotation that mixes in one more component where there
         is one: a start that differs from the others in more than the seed.
     """
-    m = decoder.latent_dim
-    z = _whitened_components(x, m, rng, rotate=rotate)
-    scale = float(x.var(axis=0).mean())
+    z = _whitened_components(x, decoder.latent_dim, rng, rotate=rotate)
+    mean, sd = standardisation(x)
+    shift, units = output_shift(decoder, mean), output_units(decoder, sd)
+    per_value = 1.0 / (float(x.var(axis=0).mean()) * x.size)
 
-    def loss(theta: Array) -> tuple[float, Array]:
-        value, gradient = RIDGE * float(theta @ theta), 2.0 * RIDGE * theta
-        for rows in row_blocks(len(x), 1024):
+    def loss(v: Array) -> tuple[float, Array]:
+        theta = shift + units * v
+        value, gradient = RIDGE * float(v @ v), 2.0 * RIDGE * v
+        for rows in row_blocks(len(x), DECODER_ROWS):
             residual = decoder(theta, z[rows]) - x[rows]
-            value += float(np.einsum("kn,kn->", residual, residual)) / (scale * x.size)
-            gradient += decoder.vjp(theta, z[rows], residual * (2.0 / (scale * x.size)))[0]
+            value += float(np.einsum("kn,kn->", residual, residual)) * per_value
+            gradient += units * decoder.vjp(theta, z[rows], residual * (2.0 * per_value))[0]
         return value, gradient
 
     found = optimize.minimize(
         loss, decoder.init(rng), jac=True, method="L-BFGS-B", options={"maxiter": REGRESSION_STEPS}
     )
-    residual = decoder(found.x, z) - x
-    return NonlinearICA(decoder, found.x, max(float((residual**2).mean()), sigma2_floor(x)))
+    theta = shift + units * found.x
+    residual = decode(decoder, theta, z) - x
+    return NonlinearICA(decoder, theta, max(float((residual**2).mean()), sigma2_floor(x)))
 
 
 def _whitened_components(x: Array, m: int, rng: np.random.Generator, *, rotate: bool) -> Array:

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refica.activations import Activation
-from refica.decoders import MLP, Decoder, Polynomial
+from refica.decoders import MLP, Decoder
 from refica.encoder import LINEAR_LOG_VARIANCE
 from refica.fit.adam import AdamState, adam_start, adam_step
 from refica.fit.result import Fit, Step
-from refica.fit.starts import check_training_data, sigma2_floor
+from refica.fit.starts import check_training_data, output_units, sigma2_floor, standardisation
 from refica.marginal import log_likelihood
 from refica.model import NonlinearICA
 from refica.vae import VAE, BoundGradient, elbo_and_gradient, elbo_values
@@ -165,7 +165,7 @@ def initial_vae(
     phi = encoder.init(rng)
     z, simulated = model.sample(SIMULATED, rng)
     # standardised by their own moments: a model far from the data still gives a usable start
-    shift, scale = _standardisation(simulated)
+    shift, scale = standardisation(simulated)
     h = (simulated - shift) / scale
     if widths:
         features = MLP((model.data_dim, *widths), activation, activation)
@@ -178,7 +178,7 @@ def initial_vae(
     m = model.latent_dim
     W[:m], b[:m] = coefficients[:-1].T, coefficients[-1]
     b[m:] = np.log(np.maximum(residual, math.exp(-LINEAR_LOG_VARIANCE)))
-    return VAE(model, encoder, _fold(encoder, phi, *_standardisation(x)))
+    return VAE(model, encoder, _fold(encoder, phi, *standardisation(x)))
 
 
 class _Settings(NamedTuple):
@@ -327,35 +327,18 @@ def _ending(
 
 def _problem(vae: VAE, x: Array, rng: np.random.Generator) -> _Problem:
     """Choose the coordinates, the observations and the noise that the whole fit shares."""
-    shift, scale = _standardisation(x)
+    shift, scale = standardisation(x)
     held = x if len(x) <= HELD else x[np.sort(rng.choice(len(x), HELD, replace=False))]
     return _Problem(
         vae.model.decoder,
         vae.encoder,
-        _output_units(vae.model.decoder, scale),
+        output_units(vae.model.decoder, scale),
         shift,
         scale,
         math.log(sigma2_floor(x)),
         held,
         rng.standard_normal((1, len(held), vae.model.latent_dim)),
     )
-
-
-def _standardisation(x: Array) -> tuple[Array, Array]:
-    """Mean (n,) and standard deviation (n,) of the columns; 1 for a column that is constant."""
-    scale = x.std(axis=0)
-    return x.mean(axis=0), np.where(scale > 0, scale, 1.0)
-
-
-def _output_units(decoder: Decoder, scale: Array) -> Array:
-    """Units (p,) of θ: those of the data (n,) where a parameter is proportional to an output, else 1."""
-    units = np.ones(decoder.n_params)
-    if isinstance(decoder, Polynomial):
-        units.reshape(len(scale), -1)[...] = scale[:, None]
-    elif isinstance(decoder, MLP) and decoder.output_activation.name == "identity":
-        *_, (W, b) = decoder.unpack(units)
-        W[...], b[...] = scale[:, None], scale
-    return units
 
 
 def _to_coordinates(vae: VAE, problem: _Problem) -> Array:
