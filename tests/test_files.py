@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from refica import files
+import refica
 from refica.files import (
     DataError,
     OutputError,
+    csv_files,
     prepare_folder,
     read_csv,
     read_json,
@@ -25,9 +26,10 @@ from refica.files import (
     write_csv,
     write_json,
     write_text_atomically,
+    writing,
 )
 
-IRIS = Path(files.__file__).parent / "data" / "iris.csv"
+IRIS = Path(refica.__file__).parent / "data" / "iris.csv"
 MEASURES = ("sepal_length_cm", "sepal_width_cm", "petal_length_cm", "petal_width_cm")
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -91,7 +93,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, step, fault
     def fail(*_args):
         raise fault
 
-    monkeypatch.setattr(files.os, step, fail)
+    monkeypatch.setattr(writing.os, step, fail)
     with pytest.raises((Crash, OutputError)) as caught:
         write_text_atomically(path, "new")
     monkeypatch.undo()
@@ -109,7 +111,7 @@ def test_the_content_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch
     for name in ("fsync", "replace"):
         real = getattr(os, name)
         monkeypatch.setattr(
-            files.os, name, lambda *args, real=real, name=name: (steps.append(name), real(*args))[1]
+            writing.os, name, lambda *args, real=real, name=name: (steps.append(name), real(*args))[1]
         )
     write_text_atomically(tmp_path / "a", "a")
     assert steps == ["fsync", "replace"]
@@ -200,7 +202,7 @@ def test_refused_permission_is_reported(tmp_path, monkeypatch, step):
 
 def test_a_read_only_file_is_reported(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("old")
-    monkeypatch.setattr(files.os, "access", lambda *_args: False)
+    monkeypatch.setattr(writing.os, "access", lambda *_args: False)
     assert "existing file is read-only" in error_of(OutputError, write_text_atomically, tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "old"
 
@@ -393,7 +395,7 @@ def test_csv_round_trip(tmp_path_factory, values, header):
 
 # Any name that is not blank at its ends, not a number and not a way of writing "no value".
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=8).filter(
-    lambda name: name == name.strip() and files._kind(name) == "text"
+    lambda name: name == name.strip() and csv_files._kind(name) == "text"
 )
 
 
