@@ -133,15 +133,15 @@ def compare(data: Dataset, settings: Settings, progress: Progress = lambda _: No
     if data.held_out is not None:
         entries = _fit_all(x, settings, progress)
         entries = tuple(_scored(entry, x, data.held_out, progress) for entry in entries)
-        kind = f"{len(data.held_out)} fresh observations"
+        kind = f"on {len(data.held_out)} fresh observations"
     elif len(x) <= SMALL:
         entries = tuple(_scored(entry, x, None, progress) for entry in _fit_all(x, settings, progress))
-        entries, kind = _cross_validated(entries, x, settings, progress), f"{FOLDS}-fold cross-validation"
+        entries, kind = _cross_validated(entries, x, settings, progress), f"by {FOLDS}-fold cross-validation"
     else:
         order = np.random.default_rng(settings.seed).permutation(len(x))
         test, train = x[np.sort(order[: len(x) // 5])], x[np.sort(order[len(x) // 5 :])]
         entries = tuple(_scored(e, train, test, progress) for e in _fit_all(train, settings, progress))
-        kind = f"a random fifth ({len(test)} of {len(x)} rows)"
+        kind = f"on a random fifth ({len(test)} of {len(x)} rows)"
     if data.truth is not None:
         truth = Entry("truth", data.truth, "", "the model that the data were drawn from")
         entries = (_scored(truth, x, data.held_out, progress), *entries)

@@ -110,7 +110,7 @@ def _title(comparison: Comparison) -> str:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    scores = f"train, held-out: log p(x) per observation in nats, held-out on {comparison.held_out_kind};"
+    scores = f"train, held-out: log p(x) per observation in nats, held-out {comparison.held_out_kind};"
     difference = (
         f"difference: of held-out log p(x) to {baseline(comparison)}, paired, and its standard error;"
     )

@@ -279,7 +279,7 @@ table { border-collapse: collapse; font-size: .85rem; line-height: 1.35; font-va
 th, td { padding: .35em .7em; border-bottom: 1px solid #ddd; vertical-align: baseline; }
 thead th { border-bottom: 1.5px solid #1a1a1a; vertical-align: bottom; }
 th:first-child, td:first-child { padding-left: 0; }
-td.right { white-space: nowrap; }
+td.right, td:first-child { white-space: nowrap; }
 .left { text-align: left; }
 .right { text-align: right; }
 caption, figcaption { color: #444; font-size: .85rem; line-height: 1.45; text-align: left; }

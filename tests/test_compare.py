@@ -60,7 +60,7 @@ def test_cross_validation_scores_each_row_with_a_model_that_has_not_seen_it(monk
         model = ri.probabilistic_pca(train, 1)
         expected = ri.log_likelihood(model, x[rest]).per_observation
         np.testing.assert_allclose(held_out[rest], expected, rtol=1e-12)
-    assert result.held_out_kind == "3-fold cross-validation"
+    assert result.held_out_kind == "by 3-fold cross-validation"
 
 
 def test_larger_data_are_split_once(monkeypatch):

@@ -108,7 +108,7 @@ def fit_mle(
     *,
     method: str = "l-bfgs",
     n_starts: int = 4,
-    max_iter: int = 1000,
+    max_iter: int = 2000,
     tol: float = 1e-4,
     rng: Any = 0,
     callback: Callback | None = None,
