@@ -5,22 +5,27 @@ from importlib.metadata import version as _version
 from refica.activations import leaky_relu
 from refica.decoders import MLP, Polynomial
 from refica.exact import ExactLinear, probabilistic_pca
-from refica.examples import example
+from refica.examples import EXAMPLES, example
 from refica.fit import fit_mle, fit_vae, initial_vae
 from refica.marginal import density, log_likelihood, posterior, scores
 from refica.model import NonlinearICA
 from refica.model_files import load_model, save_model
+from refica.piecewise import ExactPiecewiseAffine
+from refica.proposals import EncoderProposal
 from refica.quadrature import FixedNodes, Quadrature
 from refica.recovery import recovery
-from refica.rules import gauss_hermite, monte_carlo, uniform_grid
+from refica.rules import gauss_hermite, monte_carlo, sobol, uniform_grid
 from refica.vae import VAE, elbo
 
 __version__ = _version("refica")
 
 __all__ = [
+    "EXAMPLES",
     "MLP",
     "VAE",
+    "EncoderProposal",
     "ExactLinear",
+    "ExactPiecewiseAffine",
     "FixedNodes",
     "NonlinearICA",
     "Polynomial",
@@ -42,5 +47,6 @@ __all__ = [
     "recovery",
     "save_model",
     "scores",
+    "sobol",
     "uniform_grid",
 ]

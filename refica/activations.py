@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import special
 
-from refica.validation import Array, check_choice, check_number
+from refica.validation import Array, check_choice, check_number, shown
 
 __all__ = ["ACTIVATIONS", "Activation", "Enclosable", "LeakyReLU", "as_activation", "leaky_relu"]
 
@@ -394,7 +394,7 @@ def as_activation(name: str, value: Any) -> Activation:
     if not isinstance(value, str):
         if callable(value) and callable(getattr(value, "derivative", None)):
             return value
-        raise TypeError(f"{name} must be an activation or the name of one, got {value!r}")
+        raise TypeError(f"{name} must be an activation or the name of one, got {shown(value)}")
     sloped = re.fullmatch(r"leaky_relu\(([^()]*)\)", value)
     if sloped:
         try:

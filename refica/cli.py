@@ -33,11 +33,11 @@ from refica.files import (
     write_text_atomically,
 )
 from refica.fit import METHODS, Step, fit_mle
-from refica.fit.starts import principal_start
+from refica.fit.starts import check_training_data, principal_start
 from refica.marginal import log_likelihood
 from refica.model_files import load_model, save_model
 from refica.quadrature import Integrator, Quadrature
-from refica.rules import gauss_hermite, monte_carlo, uniform_grid
+from refica.rules import gauss_hermite, monte_carlo, sobol, uniform_grid
 from refica.vae import VAE
 from refica.validation import check_choice
 
@@ -69,9 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return NOT_CONVERGED
-    except BrokenPipeError:  # the reader of our stdout has gone, as `refica simulate tanh | head` does
+    except BrokenPipeError:  # the reader of our stdout has gone, as `refica simulate | head` does
         sys.stderr.close()
         return OK
+    except (MemoryError, OSError) as error:
+        _say(f"error: {str(error) or 'out of memory'}")
+        return BAD_DATA
 
 
 def _say(words: str) -> None:
@@ -88,7 +91,14 @@ def _compare(options: argparse.Namespace) -> int:
     latent_dim = options.latent_dim
     if latent_dim is None:
         latent_dim = data.truth.latent_dim if data.truth is not None else 1
-    settings = Settings(latent_dim, options.hidden, options.activation, options.method, options.seed)
+    settings = Settings(
+        latent_dim,
+        options.hidden,
+        options.activation,
+        options.method,
+        options.seed or 0,
+        max_iter=options.max_iter,
+    )
     result = compare(data, settings, _say)
     _write_comparison(result, folder)
     print(to_json(to_dict(result), non_finite="null") if options.json else as_text(result))
@@ -113,7 +123,7 @@ def _dataset(options: argparse.Namespace) -> Dataset:
     if options.data is None:
         if options.columns:
             raise ValueError("--columns needs --data FILE.csv")
-        return from_example(options.example or DEFAULT, options.seed or None)
+        return from_example(options.example or DEFAULT, options.seed)
     if options.example:
         raise ValueError("give --data or --example, not both")
     columns = options.columns.split(",") if options.columns else None
@@ -144,10 +154,21 @@ def _simulate(options: argparse.Namespace) -> int:
 def _fit(options: argparse.Namespace) -> int:
     data = _dataset(options)
     folder = prepare_folder(options.out)
-    decoder = MLP((options.latent_dim or 1, options.hidden, data.x.shape[1]), options.activation)
-    start = principal_start(decoder, data.x, np.random.default_rng(options.seed), rotate=False)
+    check_training_data(data.x)
+    decoder = MLP(
+        (1 if options.latent_dim is None else options.latent_dim, options.hidden, data.x.shape[1]),
+        options.activation,
+    )
+    start = principal_start(decoder, data.x, np.random.default_rng(options.seed or 0), rotate=False)
     with _Progress() as progress:
-        fit = fit_mle(start, data.x, method=options.method, rng=options.seed, callback=progress.show)
+        fit = fit_mle(
+            start,
+            data.x,
+            method=options.method,
+            max_iter=options.max_iter,
+            rng=options.seed or 0,
+            callback=progress.show,
+        )
     result = fit.log_likelihood
     summary = {
         "schema": "refica-fit",
@@ -198,6 +219,7 @@ RULES: dict[str, tuple[Callable[..., Any], tuple[type, ...]]] = {
     "gauss-hermite": (gauss_hermite, (int,)),
     "uniform-grid": (uniform_grid, (int, float)),
     "monte-carlo": (monte_carlo, (int, int)),
+    "sobol": (sobol, (int, int)),
 }
 """Rules by their name on the command line, with the types of their arguments."""
 
@@ -214,7 +236,7 @@ def _integrator(words: str) -> Integrator | None:
         return None
     rule_words, _, proposal = words.partition("@")
     name, *arguments = rule_words.split(":")
-    build, types = RULES[check_choice("--integrator", name, (*RULES, "auto"))]
+    build, types = RULES[check_choice("--integrator", name, RULES)]
     try:
         values = [kind(argument) for kind, argument in zip(types, arguments, strict=True)]
     except ValueError:
@@ -276,7 +298,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data(command)
     _add_fit(command)
-    command.add_argument("--out", default="refica-compare", metavar="DIR", help="(default: %(default)s)")
+    command.add_argument(
+        "--out", default="refica-compare", metavar="DIR", help="folder to write to (default: %(default)s)"
+    )
     command.add_argument("--json", action="store_true", help="print the results as JSON")
 
     command = _command(
@@ -324,8 +348,9 @@ def _parser() -> argparse.ArgumentParser:
         "--integrator",
         default="auto",
         metavar="WORDS",
-        help="auto, gauss-hermite:ORDER, uniform-grid:POINTS:RADIUS or monte-carlo:SIZE:SEED, each with "
-        "@laplace or @modes to place its nodes at the posterior (default: %(default)s)",
+        help="auto, gauss-hermite:ORDER, uniform-grid:POINTS:RADIUS, monte-carlo:SIZE:SEED or "
+        "sobol:SIZE:SEED, each with @laplace or @modes to place its nodes at the posterior (default: "
+        "%(default)s)",
     )
     command.add_argument("--out", metavar="FILE", help="file to write (default: stdout)")
     return parser
@@ -356,7 +381,8 @@ def _add_fit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--hidden", type=int, default=8, help="hidden units (default: %(default)s)")
     command.add_argument("--activation", default="tanh", help="of the hidden units (default: %(default)s)")
     command.add_argument("--method", default="l-bfgs", help=f"{', '.join(METHODS)} (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of every random draw (default: %(default)s)")
+    command.add_argument("--max-iter", type=int, default=2000, help="iterations (default: %(default)s)")
+    command.add_argument("--seed", type=int, help="of every draw (default: 0; of an example its own)")
 
 
 if __name__ == "__main__":

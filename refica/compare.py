@@ -20,11 +20,11 @@ from refica.datasets import Dataset
 from refica.decoders import MLP
 from refica.exact import probabilistic_pca
 from refica.fit import METHODS, Fit, fit_mle, fit_vae, initial_vae
-from refica.fit.starts import principal_start
+from refica.fit.starts import check_training_data, principal_start
 from refica.marginal import Likelihood, log_likelihood, posterior
 from refica.model import NonlinearICA
 from refica.recovery import Recovery, recovery
-from refica.validation import Array, check_choice, check_count
+from refica.validation import Array, check_choice, check_count, check_seed
 
 __all__ = ["Comparison", "Entry", "Score", "Settings", "compare"]
 
@@ -32,6 +32,8 @@ FOLDS = 10
 
 SMALL = 1000
 """Data without a held-out sample: 10-fold cross-validation up to this many rows, one split above."""
+
+STREAMS = ("fit", "split", "generated")
 
 Progress = Callable[[str], None]
 
@@ -46,6 +48,7 @@ class Settings:
     method: str = "l-bfgs"
     seed: int = 0
     n_starts: int = 4
+    max_iter: int = 2000
 
 
 class Score(NamedTuple):
@@ -129,6 +132,8 @@ def compare(data: Dataset, settings: Settings, progress: Progress = lambda _: No
     check_count("latent_dim", settings.latent_dim)
     check_count("hidden", settings.hidden)
     check_choice("method", settings.method, METHODS)
+    check_count("max_iter", settings.max_iter)
+    check_seed("seed", settings.seed)
     x = data.x
     if data.held_out is not None:
         entries = _fit_all(x, settings, progress)
@@ -136,9 +141,12 @@ def compare(data: Dataset, settings: Settings, progress: Progress = lambda _: No
         kind = f"on {len(data.held_out)} fresh observations"
     elif len(x) <= SMALL:
         entries = tuple(_scored(entry, x, None, progress) for entry in _fit_all(x, settings, progress))
-        entries, kind = _cross_validated(entries, x, settings, progress), f"by {FOLDS}-fold cross-validation"
+        entries, kind = (
+            _cross_validated(entries, x, settings, progress),
+            f"by {min(FOLDS, len(x))}-fold cross-validation",
+        )
     else:
-        order = np.random.default_rng(settings.seed).permutation(len(x))
+        order = stream(settings.seed, "split").permutation(len(x))
         test, train = x[np.sort(order[: len(x) // 5])], x[np.sort(order[len(x) // 5 :])]
         entries = tuple(_scored(e, train, test, progress) for e in _fit_all(train, settings, progress))
         kind = f"on a random fifth ({len(test)} of {len(x)} rows)"
@@ -150,9 +158,15 @@ def compare(data: Dataset, settings: Settings, progress: Progress = lambda _: No
     return Comparison(data, settings, entries, kind)
 
 
+def stream(seed: int, use: str) -> np.random.Generator:
+    """Return a generator for one use of a seed, independent of the other uses and of the data's own."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(use), len(STREAMS))))
+
+
 def _fit_all(x: Array, settings: Settings, progress: Progress) -> tuple[Entry, ...]:
     """Fit linear, direct MLE and VAE; the VAE's solution is one of the starts of direct MLE."""
-    rng = np.random.default_rng(settings.seed)
+    check_training_data(x)
+    rng = stream(settings.seed, "fit")
     decoder = MLP((settings.latent_dim, settings.hidden, x.shape[1]), settings.activation)
     linear = _fit_linear(x, settings.latent_dim)
     start = principal_start(decoder, x, rng, rotate=False)
@@ -165,7 +179,14 @@ def _fit_all(x: Array, settings: Settings, progress: Progress) -> tuple[Entry, .
 
     progress("fitting by direct maximum likelihood")
     began = time.perf_counter()
-    fitted_mle = fit_mle(fitted_vae.model, x, method=settings.method, n_starts=settings.n_starts, rng=rng)
+    fitted_mle = fit_mle(
+        fitted_vae.model,
+        x,
+        method=settings.method,
+        n_starts=settings.n_starts,
+        max_iter=settings.max_iter,
+        rng=rng,
+    )
     mle_seconds = time.perf_counter() - began
     return (
         linear,
@@ -212,7 +233,7 @@ def _cross_validated(
     entries: tuple[Entry, ...], x: Array, settings: Settings, progress: Progress
 ) -> tuple[Entry, ...]:
     """Return the entries with held-out scores from models fitted without the fold they are scored on."""
-    folds = np.array_split(np.random.default_rng(settings.seed).permutation(len(x)), min(FOLDS, len(x)))
+    folds = np.array_split(stream(settings.seed, "split").permutation(len(x)), min(FOLDS, len(x)))
     scores: dict[str, list[tuple[Array, Score]]] = {entry.name: [] for entry in entries}
     for number, fold in enumerate(folds, start=1):
         keep = np.setdiff1d(np.arange(len(x)), fold)

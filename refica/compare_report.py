@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from refica import plot, report
-from refica.compare import Comparison, Entry, Score
+from refica.compare import Comparison, Entry, Score, stream
 from refica.marginal import posterior
-from refica.recovery import Recovery
+from refica.model import NonlinearICA
+from refica.validation import Array
 
 __all__ = ["as_text", "page", "to_dict"]
 
@@ -29,10 +28,14 @@ COLUMNS = (
 PLOTTED = 2000
 """Most observations drawn in a figure."""
 
-MANIFOLD = "Data with the fitted manifolds and their noise bands of two standard deviations."
+MANIFOLDS = "Data with the fitted manifolds and their noise bands of two standard deviations."
+DENSITIES = "Histogram of the data with the marginal densities p(x) of the fitted models."
 LATENT = "Posterior means of the latents under direct maximum likelihood."
 GENERATED = "As many draws from the model fitted by direct maximum likelihood as observations."
-LEARNING = "What each optimiser saw, per observation: log-likelihood on its own nodes, or ELBO."
+LEARNING = (
+    "What each optimiser saw, per observation: of direct MLE log p(x) on its own nodes, of the VAE the "
+    "ELBO at one draw of noise for each observation, the same throughout."
+)
 
 
 def as_text(comparison: Comparison) -> str:
@@ -84,7 +87,10 @@ def page(comparison: Comparison) -> str:
         ),
         *_figures(comparison),
         report.heading("How it ended"),
-        *(report.paragraph(f"{entry.name}: {entry.status}. {entry.message}") for entry in comparison.entries),
+        *(
+            report.paragraph(": ".join(filter(None, (entry.name, entry.status, entry.message))))
+            for entry in comparison.entries
+        ),
         report.heading("How the likelihoods were integrated"),
         *(
             report.paragraph(f"{entry.name}: {entry.train.message}")
@@ -125,7 +131,9 @@ def _notes(comparison: Comparison) -> list[str]:
         for score in (entry.train, entry.held_out)
         if score is not None and score.converged < len(score.per_observation)
     ]
-    return [scores, difference, error, others + ".", *unsure]
+    starts = "direct MLE has the VAE's solution among its starts; its time is without the VAE's."
+    undefined = [f"{entry.name}: {entry.message}." for entry in comparison.entries if entry.model is None]
+    return [scores, difference, error, others + ";", starts, *undefined, *unsure]
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -165,18 +173,8 @@ def _entry_dict(comparison: Comparison, entry: Entry) -> dict[str, Any]:
         "held_out_difference": None
         if difference is None
         else {"mean": difference[0], "standard_error": difference[1]},
-        "recovery": _recovery_dict(entry.recovery) if entry.recovery else None,
+        "recovery": entry.recovery.to_dict() if entry.recovery else None,
         "history": [step._asdict() for step in entry.fit.history] if entry.fit else [],
-    }
-
-
-def _recovery_dict(found: Recovery) -> dict[str, Any]:
-    return {
-        "procrustes_r2": found.procrustes_r2,
-        "affine_r2": found.affine_r2,
-        "canonical_correlations": found.canonical_correlations.tolist(),
-        "mcc": found.mcc,
-        "mcc_chance": found.mcc_chance,
     }
 
 
@@ -197,15 +195,16 @@ def _figures(comparison: Comparison) -> list[report.Block]:
     """The data with the fitted manifolds, the latent space, generated data, learning curves."""
     data = comparison.data
     x = data.x[:PLOTTED]
-    z = None if data.z is None else data.z[:PLOTTED]
+    known = data.z is not None and data.z.shape[1] == comparison.settings.latent_dim
+    z = data.z[:PLOTTED] if known and data.z is not None else None
     models = {entry.name: entry.model for entry in comparison.entries if entry.model is not None}
     histories = {entry.name: entry.fit.history for entry in comparison.entries if entry.fit}
     truth = next((e.train.mean for e in comparison.entries if e.name == "truth" and e.train), None)
-    rng = np.random.default_rng(comparison.settings.seed)
+    rng = stream(comparison.settings.seed, "generated")
     chosen = models["direct MLE"]
     return [
         report.heading("The data and the fitted manifolds"),
-        _figure(plot.manifold(models, x, names=data.columns), MANIFOLD),
+        _manifolds(models, x, data.columns),
         report.heading("The latent space"),
         _figure(plot.latent(posterior(chosen, x).mean, truth=z), LATENT),
         report.heading("Generated against observed data"),
@@ -213,6 +212,16 @@ def _figures(comparison: Comparison) -> list[report.Block]:
         report.heading("Learning curves"),
         _figure(plot.learning_curves(histories, reference=truth), LEARNING),
     ]
+
+
+def _manifolds(models: dict[str, NonlinearICA], x: Array, names: tuple[str, ...]) -> report.Block:
+    """All curves in one figure; surfaces in a panel each, where they would hide one another."""
+    if x.shape[1] == 1:
+        return _figure(plot.manifold(models, x, names=names), DENSITIES)
+    if max(model.latent_dim for model in models.values()) == 1:
+        return _figure(plot.manifold(models, x, names=names), MANIFOLDS)
+    png = plot.figure_png(plot.manifold_panels(models, x, names=names))
+    return report.figure(png, alt=MANIFOLDS, caption=MANIFOLDS)
 
 
 def _figure(axes: Any, caption: str) -> report.Block:

@@ -138,7 +138,7 @@ class MLP:
             start = end
 
     def init(self, rng: Any) -> Array:
-        """Return theta (p,): W ~ N(0, gain²/fan_in) with the gain of the activation, b likewise ~ N(0, 1).
+        """Return theta (p,): W ~ N(0, gain²/fan_in) with the gain of the activation, b ~ N(0, 1).
 
         Biases of the hidden layers are drawn too, since with few inputs all kinks or centres would
         otherwise sit at 0; output biases are 0.

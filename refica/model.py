@@ -13,9 +13,12 @@ import numpy as np
 from refica.decoders import Decoder, decoder_from_dict, decoder_to_dict
 from refica.validation import Array, check_array, check_count, check_generator, check_number, shown
 
-__all__ = ["NonlinearICA", "log_likelihood_given", "log_prior", "squared_distances"]
+__all__ = ["NonlinearICA", "check_model", "log_likelihood_given", "log_prior", "squared_distances"]
 
 LOG_2PI = math.log(2.0 * math.pi)
+
+LARGEST = 1e100
+"""Observations beyond this would overflow in ‖x - g‖²/σ² for σ² down to 1e-100."""
 
 
 @dataclass(frozen=True, slots=True, init=False, eq=False)
@@ -89,14 +92,19 @@ class NonlinearICA:
         )
 
     def check_data(self, x: Any) -> Array:
-        """Return ``x`` as a finite float64 array (N, n).
+        """Return ``x`` as a finite float64 array (N, n), of a size whose squares do not overflow.
 
         Raises
         ------
         TypeError, ValueError
             As `refica.validation.check_array`.
         """
-        return check_array("x", x, ("N", self.data_dim))
+        x = check_array("x", x, ("N", self.data_dim))
+        if np.abs(x).max() > LARGEST:
+            raise ValueError(
+                f"x must not be larger than {LARGEST:g}, got {np.abs(x).max():g}: its squares would overflow"
+            )
+        return x
 
     def sample(self, size: int, rng: Any) -> tuple[Array, Array]:
         """Draw latents and observations, E(1).
@@ -173,6 +181,19 @@ class NonlinearICA:
         return NonlinearICA(
             decoder_from_dict(description["decoder"]), description["theta"], description["sigma2"]
         )
+
+
+def check_model(model: Any) -> NonlinearICA:
+    """Return ``model`` if it is a NonlinearICA.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else, such as a decoder.
+    """
+    if not isinstance(model, NonlinearICA):
+        raise TypeError(f"model must be a NonlinearICA(decoder, theta, sigma2), got {shown(model)}")
+    return model
 
 
 def squared_distances(x: Array, g: Array) -> Array:

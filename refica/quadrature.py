@@ -24,7 +24,7 @@ from refica.likelihood import Coefficient, Estimate, Evaluation, Nodes, Tile, ev
 from refica.model import NonlinearICA, log_likelihood_given, log_prior
 from refica.proposals import PROPOSALS, Gaussians, Proposal, defended, place, place_at_random
 from refica.rules import Rule, UniformGrid
-from refica.spread import Spread, most_shape, spread
+from refica.spread import Spread, spread
 from refica.validation import Array, check_array, check_choice
 
 __all__ = ["FixedNodes", "Integrator", "Quadrature"]
@@ -32,6 +32,11 @@ __all__ = ["FixedNodes", "Integrator", "Quadrature"]
 FEW_RANDOM_NODES = 50
 """Fewest effective nodes of a random rule whose standard error is worth the name: at 50 the normal
 interval of the log of a mean has lost about a percent of its coverage."""
+
+HEAVIEST = 1.0 / 3.0
+"""Largest shape of the weights' tail at which a standard error is trusted: above, the third moment is
+infinite. Importance sampling from the Gaussian at the mode, nothing more, had 95 % intervals that covered
+91-93 % below, 80 % from 0.4 to 0.5 and 72 % from 0.6 to 0.7 (m = 1, 2551 posteriors)."""
 
 FEW_NODES = 2
 """Fewest effective nodes of a deterministic rule on the prior: below, one node carries the sum."""
@@ -44,7 +49,7 @@ DISAGREEMENT = 1e-2
 rules differ by more, neither is in its range of convergence and their difference is only a guess."""
 
 MARGIN = 2.0
-"""Factor on the distance between copies of a grid, which has the size of an error but is no bound on one: were
+"""Factor on the distance between copies of a grid. It has the size of an error but is no bound on one: were
 the errors of three copies independent, all would lie to one side and so near to each other in a few percent
 of cases. Most are far below, since the error falls off exponentially."""
 
@@ -135,7 +140,7 @@ class Quadrature:
         setting = self._setting(model, x)
         result = setting.evaluate(self.rule, _watched(self.rule, setting), coefficient if gradient else None)
         if self.rule.replicates is not None:
-            error, problems = _judge_random(self.rule, model.latent_dim, result)
+            error, problems = _judge_random(self.rule, setting, result)
         elif isinstance(self.rule, UniformGrid):
             error, problems = _judge_grid(self.rule, setting, result)
         else:
@@ -215,13 +220,22 @@ def _watched(rule: Rule, setting: _Setting) -> Array | Callable[[Tile], Array]:
     return np.stack([edge, edge if coarse is None else coarse, travel], axis=1)
 
 
-def _judge_random(rule: Rule, m: int, result: Evaluation) -> tuple[Array, dict[str, Array]]:
-    """Return the half-width (N,) of a 95 % interval, and problems."""
+def _judge_random(rule: Rule, setting: _Setting, result: Evaluation) -> tuple[Array, dict[str, Array]]:
+    """Return the half-width (N,) of a 95 % interval, and problems.
+
+    Balanced replicates all lack the same part of a tail that the mixture does not cover, about as much as
+    the node farthest out stands for: on a proposal that is not defended, the largest share is added
+    (without it Sobol's intervals covered 85 % there, with it 98 %).
+    """
     found = Spread(*result.means.T)
-    return found.half_width, {
-        FEW: found.effective < FEW_RANDOM_NODES,
-        HEAVY: found.shape > most_shape(rule.count(m)),
-    }
+    error = found.half_width
+    if (
+        setting.q is not None
+        and not setting.defend
+        and rule.replicates != rule.count(setting.model.latent_dim)
+    ):
+        error = error + np.where(found.shape > -np.inf, found.largest, 0.0)
+    return error, {FEW: found.effective < FEW_RANDOM_NODES, HEAVY: found.shape > HEAVIEST}
 
 
 def _judge_grid(grid: UniformGrid, setting: _Setting, result: Evaluation) -> tuple[Array, dict[str, Array]]:
@@ -283,10 +297,25 @@ def _on_copies(grid: UniformGrid, setting: _Setting, copies: tuple[int, ...]) ->
     With more axes than one, a feature along a diagonal hardly moves against a shifted lattice, but does
     against one that is turned.
     """
-    edge = grid.edge(setting.model.latent_dim)[:, None].astype(float)
-    found = [setting.evaluate(grid.another(j), edge) for j in copies]
-    beyond = np.max([result.means[:, 0] for result in found], axis=0) / grid.step
-    return np.stack([result.log_p for result in found]), beyond * _stretch(setting.q)
+    faces = grid.faces(setting.model.latent_dim).astype(float)
+    found = [setting.evaluate(grid.another(j), faces) for j in copies]
+    beyond = np.max([_tails(result.means, _stretch(setting.q) / grid.step) for result in found], axis=0)
+    return np.stack([result.log_p for result in found]), beyond
+
+
+def _tails(shares: Array, farthest: Array | float) -> Array:
+    """What lies beyond the border of a grid (N,), from the shares of its faces and the next layers (N, 4m).
+
+    Across each face the shares go on as a geometric series with the ratio of the last two, but no farther
+    than so many layers: steep tails have died out, slow ones may reach as far as the prior does. Three
+    times that, since a ratio near 1 is no longer constant.
+    """
+    outer, inner = np.split(shares, 2, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        layers = 1.0 / (inner / outer - 1.0)  # ρ / (1 - ρ) with ρ = outer / inner
+    limit = np.broadcast_to(np.reshape(farthest, (-1, 1)), outer.shape)
+    layers = np.where((layers >= 0.0) & (layers < limit), layers, limit)  # rising or 0/0: the limit
+    return np.asarray(3.0 * (outer * layers).sum(axis=1))
 
 
 def _outside(radius: float, setting: _Setting, log_p: Array) -> Array:
@@ -344,12 +373,11 @@ class FixedNodes:
         ndim = np.ndim(z)
         if ndim not in (2, 3):
             raise ValueError(f"z must have shape (K, m) or (N, K, m), got {np.shape(z)}")
-        z = check_array("z", z, ("N", "K", "m")[3 - ndim :])
-        weights = np.asarray(log_weight)
-        absent = weights == -np.inf
-        log_weight = check_array("log_weight", np.where(absent, 0.0, weights), z.shape[:-1])
-        object.__setattr__(self, "z", z)
-        object.__setattr__(self, "log_weight", np.where(absent, -np.inf, log_weight))
+        z = check_array("z", z, ("N", "K", "m")[3 - ndim :]).copy()
+        log_weight = check_array("log_weight", log_weight, z.shape[:-1], minus_infinity=True).copy()
+        for name, array in (("z", z), ("log_weight", log_weight)):
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
 
     def __repr__(self) -> str:
         """Name the shape only: the arrays would fill pages of a message."""

@@ -166,6 +166,12 @@ class UniformGrid:
         """Return None: the halved grid serves."""
         return
 
+    def faces(self, m: int) -> Array:
+        """Return which nodes lie on each face of the box, then which on the next layer in, (K, 4m)."""
+        index = _product(np.arange(float(self.points_per_axis)), m, self.count(m))
+        last = self.points_per_axis - 1
+        return np.concatenate([index == 0, index == last, index == 1, index == last - 1], axis=1)
+
     def another(self, copy: int) -> UniformGrid:
         """Return a copy of the grid by its number; 0 is the plain one."""
         return UniformGrid(self.points_per_axis, self.radius, copy)
@@ -342,7 +348,7 @@ def sobol(size: int, seed: int, replicates: int = 8) -> Sobol:
     Examples
     --------
     >>> t, log_w = sobol(1024, seed=0).points(2)
-    >>> t.shape, float(abs(np.exp(log_w) @ t[:, 0] * t[:, 1])) < 0.01
+    >>> t.shape, float(abs(np.exp(log_w) @ (t[:, 0] * t[:, 1]))) < 0.01
     ((1024, 2), True)
     """
     replicates = check_count("replicates", replicates, minimum=2)
@@ -362,8 +368,9 @@ def _product_count(rule: Rule, per_axis: int, m: int) -> int:
 
 def _within_limit(rule: Rule, K: int) -> int:
     if K > MAX_NODES:
+        count = str(K) if K < 10**12 else f"about 10^{len(str(K)) - 1}"
         raise ValueError(
-            f"{rule} would have {K:.3g} nodes, more than the limit of {MAX_NODES}; take fewer points "
+            f"{rule} would have {count} nodes, more than the limit of {MAX_NODES}; take fewer points "
             "per axis, a rule centred on the posterior (proposal='laplace') or monte_carlo"
         )
     return K

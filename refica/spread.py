@@ -10,7 +10,8 @@ S_r = Σ ρ_k over the nodes of replicate r is P_r / Σ P_r, so that nothing is 
 A few large weights make this a poor guess: their law is then one with a heavy tail, of which a sample
 shows too little. Two diagnostics say when: the effective number of nodes 1/Σ ρ_k² and the shape k of a
 generalised Pareto distribution fitted to the largest weights (Vehtari, Simpson, Gelman, Yao and Gabry,
-JMLR 25, 2024). Beyond k = ½ the variance of the law is infinite.
+JMLR 25, 2024). Beyond k = 1/2 the variance of the law is infinite, beyond 1/3 its third moment, on which
+the error of the normal approximation depends.
 """
 
 # notation: N observations, K nodes of the rule, R replicates, M weights in the tail, k the tail's shape
@@ -26,19 +27,21 @@ from scipy import special
 from refica.likelihood import Tile
 from refica.validation import Array
 
-__all__ = ["Spread", "most_shape", "pareto_shape", "spread"]
+__all__ = ["Spread", "pareto_shape", "spread"]
 
 
 class Spread(NamedTuple):
-    """``half_width`` (N,) of a 95 % interval, ``effective`` (N,) number of nodes, tail ``shape`` (N,)."""
+    """``half_width`` (N,) of a 95 % interval, ``effective`` (N,) number of nodes, tail ``shape`` (N,), and
+    the ``largest`` (N,) share of a node."""
 
     half_width: Array
     effective: Array
     shape: Array
+    largest: Array
 
 
 def spread(tile: Tile, K: int, replicates: int) -> Array:
-    """Return the columns of `Spread` for the observations of a tile, (rows, 3).
+    """Return the columns of `Spread` for the observations of a tile, (rows, 4).
 
     A draw that is used once for each component of a mixture is one draw: its shares are added up.
     """
@@ -48,7 +51,7 @@ def spread(tile: Tile, K: int, replicates: int) -> Array:
     variance = ((R * S - 1.0) ** 2).sum(axis=1) / (R * (R - 1.0))
     half_width = special.stdtrit(R - 1.0, 0.975) * np.sqrt(variance)
     effective = 1.0 / np.einsum("ik,ik->i", rho, rho)
-    return np.stack([half_width, effective, pareto_shape(rho)], axis=1)
+    return np.stack([half_width, effective, pareto_shape(rho), rho.max(axis=1)], axis=1)
 
 
 def pareto_shape(weights: Array) -> Array:
@@ -79,8 +82,3 @@ def pareto_shape(weights: Array) -> Array:
     b_mean = (b * share).sum(axis=1) / share.sum(axis=1)
     shape = np.log1p(-b_mean[:, None] * y).mean(axis=1)
     return np.asarray(np.where(even, -np.inf, (M * shape + 5.0) / (M + 10.0)))
-
-
-def most_shape(K: int) -> float:
-    """Return min(1 - 1/log10 K, 0.7), the shape above which K nodes are too few (Vehtari et al. 2024)."""
-    return min(1.0 - 1.0 / math.log10(K), 0.7) if K > 1 else -math.inf

@@ -30,7 +30,9 @@ Array: TypeAlias = NDArray[Any]
 """A float64 array (complex128 where the complex-step checks call an internal formula)."""
 
 
-def check_array(name: str, value: ArrayLike, shape: Sequence[int | str]) -> Array:
+def check_array(
+    name: str, value: ArrayLike, shape: Sequence[int | str], *, minus_infinity: bool = False
+) -> Array:
     """Return ``value`` as a finite C-contiguous float64 array of the given shape.
 
     Parameters
@@ -42,6 +44,8 @@ def check_array(name: str, value: ArrayLike, shape: Sequence[int | str]) -> Arra
         written to.
     shape : sequence of int or str
         Expected lengths; a string such as ``"N"`` names a free length of at least 1.
+    minus_infinity : bool
+        Whether -inf is accepted too (the log of a weight 0).
 
     Raises
     ------
@@ -52,7 +56,7 @@ def check_array(name: str, value: ArrayLike, shape: Sequence[int | str]) -> Arra
     """
     array = _real_array(name, value)
     _check_shape(name, array, shape)
-    bad = ~np.isfinite(array)
+    bad = ~(np.isfinite(array) | (minus_infinity & (array == -np.inf)))
     if bad.any():
         where = np.argwhere(bad)[0].tolist()
         more = int(bad.sum()) - 1

@@ -10,7 +10,7 @@ import itertools
 
 import autograd.numpy as np
 from autograd import grad, jacobian
-from autograd.scipy.special import erf, expit, logsumexp
+from autograd.scipy.special import erfc, logsumexp
 
 
 def activate(act, a):
@@ -20,9 +20,9 @@ def activate(act, a):
     if act.name == "tanh":
         return np.tanh(a)
     if act.name == "sigmoid":
-        return expit(a)
+        return np.exp(-np.logaddexp(0.0, -a))  # autograd's expit loses the tail of its derivative: s (1 - s)
     if act.name == "gelu":
-        return 0.5 * a * (1.0 + erf(a / np.sqrt(2.0)))
+        return 0.5 * a * erfc(-a / np.sqrt(2.0))  # 1 + erf would lose the left tail
     if act.name == "softplus":
         return np.logaddexp(0.0, a)
     if act.name == "sin":

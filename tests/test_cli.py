@@ -99,6 +99,7 @@ def test_an_integrator_that_is_too_coarse_ends_with_4(capsys, tmp_path):
     save_model(tmp_path / "m.json", model)
     main(["simulate", "--size", "20", "--out", str(tmp_path / "x.csv")])
     arguments = ["evaluate", str(tmp_path / "m.json"), str(tmp_path / "x.csv")]
+    assert main([*arguments, "--integrator", "auto:3"]) == USAGE
     assert main([*arguments, "--integrator", "gauss-hermite:20"]) == NOT_CONVERGED
     assert "not converged for" in capsys.readouterr().err
     assert main(arguments) == OK
@@ -172,7 +173,7 @@ def test_bad_data_ends_with_3_and_one_line(capsys, table, tmp_path):
         (["--method", "lbfgs"], "did you mean 'l-bfgs'"),
         (["--latent-dim", "0"], "latent_dim must be an integer >= 1"),
         (["--hidden", "-3"], "hidden must be an integer >= 1"),
-        (["--seed", "-1"], ">= 0"),
+        (["--data", "iris", "--seed", "-1"], "seed must be an integer >= 0"),
         (["--example", "relu", "--data", "iris"], "not both"),
         (["--columns", "a"], "--columns needs --data"),
     ],
@@ -183,6 +184,19 @@ def test_usage_errors_end_with_2_and_one_line(capsys, tmp_path, arguments, words
     assert out == ""
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_constant_data_are_refused_in_one_line(capsys, tmp_path):
+    path = tmp_path / "constant.csv"
+    path.write_text("a,b\n1,2\n1,2\n1,2\n", encoding="utf-8")
+    for command in (["fit", str(path)], ["compare", "--data", str(path)]):
+        assert main([*command, "--out", str(tmp_path / "out")]) == USAGE
+        assert "must not be constant" in capsys.readouterr().err
+
+
+def test_more_than_memory_holds_is_an_error_in_one_line(capsys):
+    assert main(["simulate", "--size", str(10**13)]) == BAD_DATA
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_evaluate_refuses_data_of_another_dimension(capsys, table, tmp_path):

@@ -117,6 +117,13 @@ def test_numbers_that_are_not_to_be_trusted_are_said_so():
     assert Comparison(data, Settings(), entries[:1], "nothing").trustworthy
 
 
+def test_streams_of_one_seed_are_independent():
+    """The generated sample must not repeat the noise that the data were drawn with."""
+    first = [module.stream(3, use).random() for use in module.STREAMS]
+    assert len({*first, np.random.default_rng(3).random()}) == 4
+    assert first == [module.stream(3, use).random() for use in module.STREAMS]
+
+
 def test_progress_is_told():
     told = []
     compare(Dataset("plane", ("a", "b"), plane(30)), Settings(hidden=2, n_starts=1), told.append)

@@ -169,6 +169,13 @@ def test_descriptions_are_read_back(data):
     assert pickle.loads(pickle.dumps(decoder)) == decoder
 
 
+def test_what_cannot_be_described_is_refused():
+    with pytest.raises(TypeError, match="only MLP and Polynomial can be described as JSON, got 'mlp'"):
+        decoder_to_dict("mlp")
+    with pytest.raises(ValueError, match=r"the description of a decoder must be a dict, got \[1\]"):
+        decoder_from_dict([1])
+
+
 def test_decoders_are_frozen():
     decoder = ri.MLP((1, 2))
     with pytest.raises(AttributeError):

@@ -156,22 +156,38 @@ def test_duplicates_and_constant_columns_warn():
         ri.fit_mle(truth, flat, n_starts=1, max_iter=1)
 
 
-def test_a_round_that_lowers_the_value_is_not_accepted(monkeypatch):
-    """Plant a re-evaluation that always falls: the parameters must stay those of the first round."""
+def test_a_round_that_lowers_the_value_is_not_accepted_and_not_called_converged(monkeypatch):
+    """Plant a re-evaluation that always falls: parameters and history stay those of the first round."""
     truth, x = curve(40)
-    values = iter([-1.0, -2.0, -3.0, -4.0])
     honest = mle._run_round
-    models = []
+    rounds = []
 
-    def falling(*arguments):
-        result = honest(*arguments)._replace(value=next(values))
-        models.append(result.model)
-        return result
+    def falling(problem, start, done, steps):
+        rounds.append(
+            (honest(problem, start, done, min(steps, 3))._replace(value=-float(len(rounds))), steps)
+        )
+        return rounds[-1][0]
 
     monkeypatch.setattr(mle, "_run_round", falling)
     fit = ri.fit_mle(truth, x, n_starts=1)
-    assert fit.model is models[0]
-    assert len(models) == 2
+    assert fit.model is rounds[0][0].model
+    assert fit.history == rounds[0][0].steps
+    assert [steps for _, steps in rounds] == [60, 100, 50, 25, 12, 6, 3, 1]
+    assert fit.status == "integrator not converged"
+
+
+def test_nodes_of_a_given_quadrature_are_frozen_within_a_round():
+    """With moving nodes the gradient would not be that of the value, and L-BFGS would stall."""
+    truth, x = curve(100)
+    given = ri.Quadrature(ri.gauss_hermite(7), "laplace")
+    fit = ri.fit_mle(truth, x, given, n_starts=1, max_iter=300)
+    default = ri.fit_mle(truth, x, n_starts=1, max_iter=300)
+    assert fit.log_likelihood.total > default.log_likelihood.total - 0.05 * len(x)
+
+
+def test_a_model_is_expected():
+    with pytest.raises(TypeError, match="model must be a NonlinearICA"):
+        ri.fit_mle(ri.MLP((1, 2)), np.zeros((3, 2)))
 
 
 def test_no_warning_is_raised_by_a_clean_fit():

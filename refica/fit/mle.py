@@ -33,7 +33,7 @@ from refica.fit.starts import (
 )
 from refica.grids import grid_that_resolves
 from refica.marginal import Likelihood, log_likelihood
-from refica.model import NonlinearICA
+from refica.model import NonlinearICA, check_model
 from refica.quadrature import FixedNodes, Integrator, Quadrature
 from refica.rules import gauss_hermite
 from refica.validation import Array, check_choice, check_count, check_generator, check_number
@@ -67,7 +67,6 @@ class _Round(NamedTuple):
     model: NonlinearICA
     value: float  # mean log-likelihood on nodes made for the model
     steps: tuple[Step, ...]
-    settled: bool  # L-BFGS ended by itself before its limit of iterations
     stopped: bool  # by the callback
 
 
@@ -89,7 +88,9 @@ class _Problem:
         return log_likelihood(model, self.x, integrator, gradient, self.executor)
 
     def nodes_for(self, model: NonlinearICA) -> Integrator:
-        """Return the integrator given, or nodes made for this model and frozen."""
+        """Return nodes made for this model and frozen, or an integrator that does without."""
+        if isinstance(self.integrator, Quadrature):
+            return FixedNodes(*self.integrator.nodes(model, self.x))
         if self.integrator is not None:
             return self.integrator
         if getattr(model.decoder, "is_affine", False):
@@ -123,8 +124,8 @@ def fit_mle(
     x : array_like (N, n)
         At least two observations.
     integrator : Integrator, optional
-        Used as it is throughout. None: a grid that follows σ for one latent dimension, nodes at the
-        posterior modes for more; both frozen within a round and renewed between rounds.
+        Used throughout as it is, its nodes frozen within a round if it is a `Quadrature`. None: a grid that
+        follows σ for one latent dimension, nodes at the posterior modes for more.
     method : str
         "l-bfgs".
     n_starts : int
@@ -152,7 +153,7 @@ def fit_mle(
     TypeError, ValueError
         For bad data or arguments.
     """
-    x = model.check_data(x)
+    x = check_model(model).check_data(x)
     check_training_data(x)
     check_choice("method", method, METHODS)
     count, limit = check_count("n_starts", n_starts), check_count("max_iter", max_iter)
@@ -170,7 +171,12 @@ def fit_mle(
 
 
 def _rounds_to_the_end(problem: _Problem, best: _Round, limit: int, tol: float) -> tuple[_Round, str]:
-    """Run rounds until one no longer raises the re-evaluated value by ``tol``; return why it ended."""
+    """Run rounds until one raises the re-evaluated value by less than ``tol``; return why it ended.
+
+    A round that lowers it has been misled by its frozen nodes: it does not count, its steps are not part of
+    the history, and the next one is half as long.
+    """
+    longest = ROUND_STEPS.get(best.model.latent_dim, SHORT_ROUND)
     while True:
         if best.stopped:
             return best, "stopped by callback"
@@ -179,15 +185,14 @@ def _rounds_to_the_end(problem: _Problem, best: _Round, limit: int, tol: float) 
         done = best.steps[-1].iteration if best.steps else 0
         if done >= limit:
             return best, "iteration limit"
-        length = min(ROUND_STEPS.get(best.model.latent_dim, SHORT_ROUND), limit - done)
-        latest = _run_round(problem, best.model, done, length)
-        history = best.steps + latest.steps
+        latest = _run_round(problem, best.model, done, min(longest, limit - done))
         gain = latest.value - best.value
-        if gain > 0.0:
-            best = latest
-        best = best._replace(steps=history, stopped=latest.stopped)
-        if gain < tol and not latest.stopped:
-            return best, "converged"
+        if gain >= 0.0:
+            best = latest._replace(steps=best.steps + latest.steps)
+        else:
+            best, longest = best._replace(stopped=latest.stopped), longest // 2
+        if not best.stopped and (0.0 <= gain < tol or longest == 0):
+            return best, "converged" if gain >= -tol else "integrator not converged"
 
 
 def _run_round(problem: _Problem, start: NonlinearICA, done: int, steps: int) -> _Round:
@@ -236,11 +241,11 @@ def _run_round(problem: _Problem, start: NonlinearICA, done: int, steps: int) ->
     )
     model = model_at(found.x)
     value = problem.evaluate(model, problem.nodes_for(model), gradient=False).total / N
-    return _Round(model, value, tuple(history), len(history) < steps, stopped)
+    return _Round(model, value, tuple(history), stopped)
 
 
 def _finish(problem: _Problem, best: _Round, status: str, limit: int, tol: float) -> Fit:
-    """Re-evaluate by an integrator the optimiser did not use, and say how the fit ended."""
+    """Re-evaluate on other nodes than the optimiser's (exactly for an affine decoder); say how it ended."""
     result = problem.evaluate(best.model, None, gradient=False)
     difference = abs(result.total / len(problem.x) - best.value)
     unsure = int((~result.converged).sum())
@@ -255,8 +260,8 @@ def _finish(problem: _Problem, best: _Round, status: str, limit: int, tol: float
             "likelihood is unbounded; take a smaller decoder or more data, or fix sigma2"
         ),
         "integrator not converged": (
-            f"the optimiser's value and its re-evaluation differ by {difference:.2g} nats per observation; "
-            f"{unsure} of {len(problem.x)} observations have no trustworthy error: {result.message}"
+            f"the optimiser's value and its re-evaluation differ by {difference:.2g} nats per observation "
+            f"or no round raises it: {result.message}"
         ),
     }
     return Fit(best.model, result, best.steps, status, sentences[status])

@@ -72,8 +72,8 @@ def sigma2_floor(x: Array) -> float:
 
 def standardisation(x: Array) -> tuple[Array, Array]:
     """Mean (n,) and standard deviation (n,) of the columns; 1 for a column that is constant."""
-    scale = x.std(axis=0)
-    return x.mean(axis=0), np.where(scale > 0, scale, 1.0)
+    constant = x.max(axis=0) == x.min(axis=0)
+    return x.mean(axis=0), np.where(constant, 1.0, x.std(axis=0))
 
 
 def output_units(decoder: Decoder, scale: Array) -> Array:
