@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from refica.activations import leaky_relu
+from refica.certified import certified_bounds
 from refica.decoders import MLP, Polynomial
 from refica.exact import ExactLinear, probabilistic_pca
 from refica.examples import EXAMPLES, example
@@ -31,6 +32,7 @@ __all__ = [
     "Polynomial",
     "Quadrature",
     "__version__",
+    "certified_bounds",
     "density",
     "elbo",
     "example",

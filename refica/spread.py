@@ -40,12 +40,9 @@ class Spread(NamedTuple):
     largest: Array
 
 
-def spread(tile: Tile, K: int, replicates: int) -> Array:
-    """Return the columns of `Spread` for the observations of a tile, (rows, 4).
-
-    A draw that is used once for each component of a mixture is one draw: its shares are added up.
-    """
-    rho = tile.rho.reshape(len(tile.rho), -1, K).sum(axis=1)
+def spread(tile: Tile, replicates: int) -> Array:
+    """Return the columns of `Spread` for the observations of a tile, (rows, 4)."""
+    rho = tile.rho
     S = rho.reshape(len(rho), replicates, -1).sum(axis=2)
     R = replicates
     variance = ((R * S - 1.0) ** 2).sum(axis=1) / (R * (R - 1.0))

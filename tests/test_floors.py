@@ -16,6 +16,7 @@ FLOORS = {
     "model": 3,
     "files": 4,
     "likelihood": 4,
+    "ascent": 5,
     "bounds": 5,
     "certified": 5,
     "encoder": 5,
