@@ -7,9 +7,9 @@ claim. A bound could be true and useless, so each is also compared with what the
 import itertools
 import math
 
-import mpmath
 import numpy as np
 import pytest
+from digits import mpmath, needs_mpmath
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import decoders, examples
@@ -160,16 +160,24 @@ def test_the_secant_of_a_kink_is_within_its_error(slope):
     ].all()
 
 
-MP = {
-    "tanh": (mpmath.tanh, lambda a: mpmath.sech(a) ** 2),
-    "sigmoid": (lambda a: 1 / (1 + mpmath.exp(-a)), lambda a: mpmath.sech(a / 2) ** 2 / 4),
-    "softplus": (lambda a: mpmath.log1p(mpmath.exp(a)), lambda a: 1 / (1 + mpmath.exp(-a))),
-    "sin": (mpmath.sin, mpmath.cos),
-    "gelu": (lambda a: a * mpmath.ncdf(a), lambda a: mpmath.ncdf(a) + a * mpmath.npdf(a)),
-    "leaky_relu(0.3)": (lambda a: max(a, mpmath.mpf(0.3) * a), lambda a: mpmath.mpf(1.0 if a > 0 else 0.3)),
-}
+MP = (
+    {}
+    if mpmath is None
+    else {
+        "tanh": (mpmath.tanh, lambda a: mpmath.sech(a) ** 2),
+        "sigmoid": (lambda a: 1 / (1 + mpmath.exp(-a)), lambda a: mpmath.sech(a / 2) ** 2 / 4),
+        "softplus": (lambda a: mpmath.log1p(mpmath.exp(a)), lambda a: 1 / (1 + mpmath.exp(-a))),
+        "sin": (mpmath.sin, mpmath.cos),
+        "gelu": (lambda a: a * mpmath.ncdf(a), lambda a: mpmath.ncdf(a) + a * mpmath.npdf(a)),
+        "leaky_relu(0.3)": (
+            lambda a: max(a, mpmath.mpf(0.3) * a),
+            lambda a: mpmath.mpf(1.0 if a > 0 else 0.3),
+        ),
+    }
+)
 
 
+@needs_mpmath
 @pytest.mark.parametrize("name", MP)
 def test_values_and_slopes_are_as_right_as_they_are_taken_to_be(name):
     f = as_activation("activation", name)
@@ -267,6 +275,7 @@ def test_errors_are_of_second_order_and_close(activation):
     assert np.median(wide.error / attained) < 8
 
 
+@needs_mpmath
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "sin", "softplus", "gelu", "relu", "polynomial"])
 def test_roundoff_covers_the_decoder_s_rounding_at_computed_nodes(activation):
     """Floats at a float point against 40 digits at the exact one."""
@@ -409,6 +418,7 @@ def test_the_error_of_gauss_legendre_is_close_enough_to_fail():
     assert (off > error + math.log(1e-4)).any()
 
 
+@needs_mpmath
 @given(st.floats(-200, 200), st.floats(1.0, 1e8), st.floats(-14, 7))
 @examples(200)
 def test_the_gaussian_integral_along_an_axis(b, a, log_r):

@@ -16,10 +16,10 @@ import dataclasses
 import math
 
 import checks
-import mpmath
 import numpy as np
 import oracles
 import pytest
+from digits import mpmath, needs_mpmath
 from scipy import special, stats
 
 import refica as ri
@@ -185,6 +185,7 @@ def mp_log_mixture(log_share, mean, scale, z):
 
 @pytest.mark.parametrize("C", [1, 2, 12])
 @pytest.mark.parametrize("width", [1e-7, 1e-3, 1.0])
+@needs_mpmath
 def test_place_keeps_its_digits_where_components_are_narrow_or_overlap(width, C):
     """Against 50 digits: narrow ones (σ = 1e-3 at slope 1e4), many on top of each other, and correlated."""
     rng = np.random.default_rng(0)

@@ -5,9 +5,9 @@ import time
 import tracemalloc
 
 import checks
-import mpmath
 import numpy as np
 import pytest
+from digits import mpmath, needs_mpmath
 from scipy import special
 
 import refica as ri
@@ -38,6 +38,7 @@ def test_gauss_hermite_against_scipy(order):
     np.testing.assert_allclose(np.exp(log_w), weights / math.sqrt(2.0 * math.pi), rtol=1e-10)
 
 
+@needs_mpmath
 def test_gauss_hermite_weights_far_out_against_sixty_digits():
     """Order 400: the outermost weights are below the smallest float, their logs still have 10 digits."""
     order = 400
