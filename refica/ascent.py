@@ -74,7 +74,7 @@ def climb(model: NonlinearICA, x: Array, z: Array) -> tuple[Array, Array, Array,
     _, newton, gauss_newton = _expand(model, x, z)
     newton = _sharpen(model, x, z, newton, gauss_newton)
     smooth = stationary & _is_definite(newton)
-    A = np.where(smooth[:, None, None], newton, gauss_newton)
+    A = _regular(np.where(smooth[:, None, None], newton, gauss_newton))
     return z, value, A, smooth | (on_kink & ~stationary)
 
 
@@ -87,8 +87,8 @@ def _newton(model: NonlinearICA, x: Array, z: Array) -> tuple[Array, Array, Arra
     for _ in range(MAX_ITER):
         gradient, newton, gauss_newton = _expand(model, x[active], z[active])
         definite = _is_definite(newton)
-        A = np.where(definite[:, None, None], newton, gauss_newton)
-        step = _solve(A, gradient)
+        A = _regular(np.where(definite[:, None, None], newton, gauss_newton))
+        step = np.linalg.solve(A, gradient[..., None])[..., 0]
         decrement = np.einsum("rm,rm->r", gradient, step)
         flat = decrement <= DECREMENT
         # below what rounding lets the values tell apart, a definite Newton step is taken on trust
@@ -146,7 +146,7 @@ def _follow_kinks(model: NonlinearICA, x: Array, z: Array) -> tuple[Array, Array
     for cloud in clouds:
         here = x[active]
         _, _, A = _expand(model, here, z[active])
-        W = np.linalg.inv(np.linalg.cholesky(A))  # A⁻¹ = Wᵀ W
+        W = np.linalg.inv(np.linalg.cholesky(_regular(A)))  # A⁻¹ = Wᵀ W
         near = z[active, None] + radius[active, None, None] * np.einsum("rij,ki->rkj", W, cloud)
         whitened = np.einsum("rij,rkj->rki", W, _gradients(model, here, near))
         v = _shortest_in_hull(whitened)
@@ -194,11 +194,6 @@ def _shortest_in_hull(points: Array) -> Array:
         weight[every, least] += share
         v = v - share[:, None] * d
     return v
-
-
-def _solve(A: Array, b: Array) -> Array:
-    """A⁻¹ b for A (R, m, m), b (R, m)."""
-    return np.asarray(np.linalg.solve(A, b[..., None])[..., 0])
 
 
 def _log_joint(model: NonlinearICA, x: Array, z: Array) -> Array:
@@ -250,3 +245,10 @@ def _curvature(model: NonlinearICA, z: Array, r: Array, h: float, weights: tuple
 def _is_definite(A: Array) -> Array:
     """Whether the smallest eigenvalue is above `LEAST_PRECISION`, (R,)."""
     return np.asarray(np.linalg.eigvalsh(A)[:, 0] > LEAST_PRECISION)
+
+
+def _regular(A: Array) -> Array:
+    """A plus a few roundings of its largest entry on the diagonal, so that it can be factored whatever its
+    condition: it exceeds 1e15 where σ² is tiny and fewer data than latents leave directions to the prior."""
+    largest = np.abs(A).max(axis=(1, 2))[:, None, None]
+    return np.asarray(A + 32.0 * np.finfo(float).eps * largest * np.eye(A.shape[1]))

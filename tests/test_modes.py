@@ -320,6 +320,16 @@ def test_outliers(sigma2):
     assert (model.log_joint(x, lattice).max(axis=1) <= found.log_joint.max(axis=1)).all()
 
 
+def test_a_condition_beyond_rounding():
+    """σ² = 1e-16 with fewer data than latents: eigenvalues 1 and 1e19, and nothing breaks."""
+    model = ri.NonlinearICA(ri.MLP((2, 1)), [30.0, 10.0, 0.0], 1e-16)
+    found = find_modes(model, np.array([[1.0], [-70.0]]))
+    assert np.isfinite(found.modes).all()
+    np.linalg.cholesky(found.hessian)
+    result = ri.log_likelihood(model, [[1.0]], ri.Quadrature(ri.gauss_hermite(3), "modes"))
+    assert np.isfinite(result.total)
+
+
 def test_the_shapes_are_those_documented():
     model, x = smooth_model(1, 3)
     found = find_modes(model, x)

@@ -7,9 +7,13 @@ share accepted and, of those, the share of true errors within the reported one; 
 
 | rule | proposal | m = 1, 3072 posteriors | m = 2, 1225 posteriors |
 |---|---|---|---|
-@@@
-| sobol(1024) | modes | 97 %, 95 % | 86 %, 94 % |
-| monte_carlo(1000) | modes | 97 %, 95 % | 85 %, 96 % |
+| gauss_hermite(7) | laplace | 60 %, 100 % | 52 %, 99.8 % |
+| gauss_hermite(7) | modes | 71 %, 99.95 % | 63 %, 99.6 % |
+| gauss_hermite(15) | modes | 83 %, 99.96 % | 73 %, 99.7 % |
+| uniform_grid(21, 6) | laplace | 66 %, 100 % | 61 %, 99.9 % |
+| uniform_grid(21, 6) | modes | 78 %, 100 % | 73 %, 99.8 % |
+| sobol(1024) | modes | 96 %, 95.2 % | 77 %, 95.2 % |
+| monte_carlo(1000) | modes | 96 %, 94.2 % | 77 %, 93.9 % |
 """
 
 import dataclasses
