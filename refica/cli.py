@@ -289,6 +289,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"refica {refica.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_compare(commands)
+    _add_simulate(commands)
+    _add_fit(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+def _add_compare(commands: Any) -> None:
     command = _command(
         commands,
         "compare",
@@ -296,13 +304,15 @@ def _parser() -> argparse.ArgumentParser:
         "fit linear, direct MLE and VAE to the same data and compare their log-likelihoods",
         "refica compare --data iris --latent-dim 1 --out iris-report",
     )
-    _add_data(command)
-    _add_fit(command)
+    _add_data_options(command)
+    _add_fit_options(command)
     command.add_argument(
         "--out", default="refica-compare", metavar="DIR", help="folder to write to (default: %(default)s)"
     )
     command.add_argument("--json", action="store_true", help="print the results as JSON")
 
+
+def _add_simulate(commands: Any) -> None:
     command = _command(
         commands,
         "simulate",
@@ -321,6 +331,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--latents", action="store_true", help="add the true latents as columns z1, ...")
     command.add_argument("--out", metavar="FILE", help="file to write (default: stdout)")
 
+
+def _add_fit(commands: Any) -> None:
     command = _command(
         commands,
         "fit",
@@ -330,10 +342,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("data", metavar="DATA.csv", help="a CSV file, or iris")
     command.add_argument("--columns", metavar="A,B,...", help="columns to use, by name or 1-based number")
-    _add_fit(command)
+    _add_fit_options(command)
     command.add_argument("--out", required=True, metavar="DIR", help="folder for model.json and fit.json")
     command.set_defaults(example=None)
 
+
+def _add_evaluate(commands: Any) -> None:
     command = _command(
         commands,
         "evaluate",
@@ -353,7 +367,6 @@ def _parser() -> argparse.ArgumentParser:
         "%(default)s)",
     )
     command.add_argument("--out", metavar="FILE", help="file to write (default: stdout)")
-    return parser
 
 
 def _command(
@@ -366,7 +379,7 @@ def _command(
     return command
 
 
-def _add_data(command: argparse.ArgumentParser) -> None:
+def _add_data_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", metavar="FILE.csv", help="a CSV file, or iris (shipped)")
     command.add_argument("--columns", metavar="A,B,...", help="columns to use, by name or 1-based number")
     command.add_argument(
@@ -376,7 +389,7 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_fit(command: argparse.ArgumentParser) -> None:
+def _add_fit_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--latent-dim", type=int, help="dimension m of Z (default: the example's, or 1)")
     command.add_argument("--hidden", type=int, default=8, help="hidden units (default: %(default)s)")
     command.add_argument("--activation", default="tanh", help="of the hidden units (default: %(default)s)")
