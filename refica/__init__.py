@@ -15,6 +15,7 @@ from refica.piecewise import ExactPiecewiseAffine
 from refica.proposals import EncoderProposal
 from refica.quadrature import FixedNodes, Quadrature
 from refica.recovery import recovery
+from refica.reference import Reference
 from refica.rules import gauss_hermite, monte_carlo, sobol, uniform_grid
 from refica.vae import VAE, elbo
 
@@ -31,6 +32,7 @@ __all__ = [
     "NonlinearICA",
     "Polynomial",
     "Quadrature",
+    "Reference",
     "__version__",
     "certified_bounds",
     "density",
