@@ -8,10 +8,11 @@ from refica.decoders import MLP, Polynomial
 from refica.exact import ExactLinear, probabilistic_pca
 from refica.examples import EXAMPLES, example
 from refica.fit import fit_mle, fit_vae, initial_vae
-from refica.marginal import density, log_likelihood, posterior, scores
+from refica.marginal import density, log_likelihood, scores
 from refica.model import NonlinearICA
 from refica.model_files import load_model, save_model
 from refica.piecewise import ExactPiecewiseAffine
+from refica.posterior import posterior
 from refica.proposals import EncoderProposal
 from refica.quadrature import FixedNodes, Quadrature
 from refica.recovery import recovery

@@ -21,8 +21,9 @@ from refica.decoders import MLP
 from refica.exact import probabilistic_pca
 from refica.fit import METHODS, Fit, fit_mle, fit_vae, initial_vae
 from refica.fit.starts import check_training_data, principal_start
-from refica.marginal import Likelihood, log_likelihood, posterior
+from refica.marginal import Likelihood, log_likelihood
 from refica.model import NonlinearICA
+from refica.posterior import posterior
 from refica.recovery import Recovery, recovery
 from refica.validation import Array, check_choice, check_count, check_seed
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from refica import plot, report
 from refica.compare import Comparison, Entry, Score, stream
-from refica.marginal import posterior
 from refica.model import NonlinearICA
+from refica.posterior import posterior
 from refica.validation import Array
 
 __all__ = ["as_text", "page", "to_dict"]

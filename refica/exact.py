@@ -41,6 +41,18 @@ class ExactLinear:
         ValueError
             If the decoder is not affine.
         """
+        m = model.latent_dim
+        t = math.sqrt(m) * np.concatenate([np.eye(m), -np.eye(m)])
+        return place(t, np.full(2 * m, -math.log(2 * m)), self.gaussians(model, x))
+
+    def gaussians(self, model: NonlinearICA, x: Array) -> Gaussians:
+        """Return the posteriors N(μ, L Lᵀ), one component for each observation.
+
+        Raises
+        ------
+        ValueError
+            If the decoder is not affine.
+        """
         W, b = affine_map(model)
         m, rank = model.latent_dim, min(W.shape)
         # By W = U S Vᵀ: μ = V S/(S² + σ²) Uᵀ(x - b), L Lᵀ = V D² Vᵀ with D² = σ²/(S² + σ²). Solving with
@@ -51,11 +63,7 @@ class ExactLinear:
         D[:rank] = np.sqrt(model.sigma2 / (S * S + model.sigma2))
         _, R = np.linalg.qr(D[:, None] * Vt)
         L = R.T * np.sign(np.diag(R))
-        t = math.sqrt(m) * np.concatenate([np.eye(m), -np.eye(m)])
-        gaussians = Gaussians(
-            np.zeros((len(x), 1)), mean[:, None, :], np.broadcast_to(L, (len(x), 1, m, m)), {}
-        )
-        return place(t, np.full(2 * m, -math.log(2 * m)), gaussians)
+        return Gaussians(np.zeros((len(x), 1)), mean[:, None, :], np.broadcast_to(L, (len(x), 1, m, m)), {})
 
     def evaluate(
         self, model: NonlinearICA, x: Array, gradient: bool, coefficient: Coefficient = np.ones_like

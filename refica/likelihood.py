@@ -33,6 +33,7 @@ from refica.model import log_likelihood_given, log_prior, squared_distances
 from refica.validation import Array
 
 __all__ = [
+    "NOTHING",
     "Coefficient",
     "Estimate",
     "Evaluation",
@@ -43,6 +44,7 @@ __all__ = [
     "evaluate",
     "log_marginal",
     "moments",
+    "pull_back",
     "rounding_error",
     "row_blocks",
     "tiles",
@@ -268,9 +270,7 @@ def _shared_nodes_gradient(
     size N x K x n. Centring the data removes the cancellation that an offset of theirs would cause.
     """
     V = (sums[:-1].T - sums[-1][:, None] * (g - centre)) / sigma2
-    return np.sum(
-        [decoder.vjp(theta, nodes.z[rows], V[rows])[0] for rows in row_blocks(len(V), DECODER_ROWS)], axis=0
-    )
+    return pull_back(decoder, theta, nodes.z, V)
 
 
 def _own_nodes_gradient(
@@ -278,8 +278,13 @@ def _own_nodes_gradient(
 ) -> Array:
     """∇_θ (p,) of a tile whose observations have nodes of their own: V_ik = c_i ρ_ik (x_i - g_ik) / σ²."""
     V = (c[:, None] * tile.rho / sigma2)[..., None] * (x[tile.rows][:, None, :] - tile.g)
-    z = tile.z.reshape(-1, tile.z.shape[-1])
-    return decoder.vjp(theta, z, V.reshape(-1, V.shape[-1]))[0]
+    return pull_back(decoder, theta, tile.z.reshape(-1, tile.z.shape[-1]), V.reshape(-1, V.shape[-1]))
+
+
+def pull_back(decoder: Decoder, theta: Array, z: Array, V: Array) -> Array:
+    """Σ_k J_θ(z_k)ᵀ V_k (p,), a block of nodes at a time: a decoder's hidden layers then stay in cache."""
+    blocks = row_blocks(len(z), DECODER_ROWS)
+    return np.sum([decoder.vjp(theta, z[rows], V[rows])[0] for rows in blocks], axis=0)
 
 
 def _sigma2_derivative(tile: Tile, c: Array, sigma2: float) -> float:

@@ -1,4 +1,4 @@
-"""log p(x) of observations, its gradient, scores and posterior: choice of integrator, blocks, executor.
+"""log p(x) of observations, its gradient and scores: choice of integrator, blocks, executor.
 
 The observations are cut into fixed blocks; each is evaluated by itself, here or by any
 ``concurrent.futures.Executor``, and the results are put together in order, so that neither the block
@@ -9,8 +9,8 @@ size nor the executor changes them (beyond rounding of sums).
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -25,27 +25,46 @@ from refica.likelihood import (
     Estimate,
     Gradient,
     Nodes,
-    Tile,
     evaluate,
-    moments,
     row_blocks,
-    tiles,
 )
 from refica.model import NonlinearICA, check_model
 from refica.piecewise import ExactPiecewiseAffine, is_piecewise_affine
 from refica.quadrature import Integrator, Quadrature
-from refica.rules import gauss_hermite
-from refica.validation import Array, check_count, check_generator, shown
+from refica.reference import Reference
+from refica.rules import MAX_NODES, gauss_hermite
+from refica.validation import Array, shown
 
-__all__ = ["Likelihood", "Posterior", "choose_integrator", "density", "log_likelihood", "posterior", "scores"]
+__all__ = [
+    "Likelihood",
+    "block_size",
+    "checked_nodes",
+    "choose_integrator",
+    "density",
+    "estimate_of",
+    "for_rows",
+    "given_or_chosen",
+    "log_likelihood",
+    "scores",
+    "verdict",
+]
 
 BLOCK = 4096
 """Observations evaluated at a time."""
+
+SHARED_NODES = 4096
+"""Largest grid that all observations share, for m = 1. Where σ needs a finer one, `Reference` is faster."""
+
+AFFORDABLE = {1: math.inf, 2: 500, 3: 5}
+"""Observations up to which `Reference` is chosen, by m: about ten seconds for typical models."""
 
 PLANE = 200
 """Observations up to which a piecewise-affine decoder of the plane is integrated exactly: 10-50 ms each."""
 
 NO_ERROR = "the integrator gives no error estimate"
+OVERFLOW = "p(x) is above the largest float; log_likelihood gives its logarithm"
+
+LOG_LARGEST = math.log(np.finfo(np.float64).max)
 
 OWN_NODES = 2**18
 """Nodes that a block of observations with nodes of their own may have in all: about 100 MB of arrays."""
@@ -82,46 +101,12 @@ class Likelihood:
     message: str
     integrator: Any
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Posterior:
-    """The result of `posterior`: p(z | x_i) on integration nodes.
-
-    Attributes
-    ----------
-    mean : (N, m)
-    covariance : (N, m, m)
-    effective_nodes : (N,)
-        1 / Σ_k ρ_ik², with ρ the responsibilities of the nodes.
-    model, x, integrator
-        What it was computed from.
-    """
-
-    mean: Array
-    covariance: Array
-    effective_nodes: Array
-    model: NonlinearICA
-    x: Array
-    integrator: Any
-
-    def sample(self, size: int, rng: Any) -> Array:
-        """Draw ``size`` latents for each observation by resampling the nodes, (size, N, m).
-
-        Draws are nodes: there are about ``effective_nodes`` different ones (2m of `ExactLinear`), whose mean
-        and covariance are right. Take an integrator with more nodes for draws that look continuous.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If ``size`` is not an integer >= 1 or ``rng`` neither a seed nor a generator.
-        """
-        size, rng = check_count("size", size), check_generator(rng)
-        draws = np.empty((size, *self.mean.shape))
-        for rows, tile in _posterior_tiles(self.model, self.x, self.integrator):
-            for i, rho in zip(range(rows.start, rows.stop), tile.rho, strict=True):
-                z = tile.z if tile.z.ndim == 2 else tile.z[i - rows.start]
-                draws[:, i] = z[_draw(np.cumsum(rho), rng.random(size))]
-        return draws
+    def __repr__(self) -> str:
+        """Show totals, not arrays."""
+        return (
+            f"Likelihood(total={self.total!r} of {len(self.per_observation)} observations, largest error="
+            f"{np.max(self.error):.2g}, {np.sum(self.converged)} converged, message={self.message!r})"
+        )
 
 
 def log_likelihood(
@@ -173,9 +158,11 @@ def density(
     observation and σ² -> 0). It is here to verify the derivation; to fit, use `log_likelihood`.
 
     Parameters, errors and the result are those of `log_likelihood`; ``per_observation`` is p(x_i) and
-    ``error`` its absolute error.
+    ``error`` its absolute error. A p(x_i) above the largest float, 1.8e308, is inf, as NumPy's exp has it,
+    but without a warning: it is not ``converged``, ``message`` says why, and the gradient is nan. Where only
+    a sum is above it, ``total`` or the gradient is inf.
     """
-    return _evaluate(model, x, integrator, gradient, executor, np.exp)
+    return _evaluate(model, x, integrator, gradient, executor, _density)
 
 
 def scores(model: NonlinearICA, x: Any, integrator: Integrator | None = None) -> Array:
@@ -187,62 +174,50 @@ def scores(model: NonlinearICA, x: Any, integrator: Integrator | None = None) ->
         As `log_likelihood`.
     """
     x = check_model(model).check_data(x)
-    integrator, _ = _given_or_chosen(model, x, integrator)
+    integrator, _ = given_or_chosen(model, x, integrator)
     each = [
-        _block(model, True, None, (x[row], _for_rows(integrator, row))).gradient
+        estimate_of(model, True, None, (x[row], for_rows(integrator, row))).gradient
         for row in row_blocks(len(x), 1)
     ]
     return np.stack([np.append(gradient.theta, gradient.sigma2) for gradient in each if gradient])
 
 
-def posterior(model: NonlinearICA, x: Any, integrator: Integrator | None = None) -> Posterior:
-    """Return mean, covariance and effective number of nodes of p(z | x_i).
+def choose_integrator(model: NonlinearICA, x: Array) -> tuple[Integrator, str]:
+    """Return the best affordable integrator for these observations, and why it was picked."""
+    m, N = model.latent_dim, len(x)
+    if getattr(model.decoder, "is_affine", False):
+        return ExactLinear(), "exact, since the decoder is affine"
+    if is_piecewise_affine(model.decoder) and (m == 1 or (m == 2 and N <= PLANE)):
+        return ExactPiecewiseAffine(), "exact, since the decoder is piecewise affine"
+    suits = Reference.suits(model)
+    most = SHARED_NODES if suits else MAX_NODES
+    grid = grid_that_resolves(model, x, max_nodes=most) if m == 1 else None
+    if grid is not None:
+        return Quadrature(grid), "one latent dimension: a grid that resolves sigma"
+    if suits and AFFORDABLE.get(m, 0) >= N:
+        return Reference(), f"latent dimension {m} and {N} observations: the reference can be afforded"
+    order = max(3, 9 - m)
+    return Quadrature(
+        gauss_hermite(order), proposal="modes"
+    ), f"latent dimension {m} and {N} observations: nodes at the posterior modes"
 
-    Parameters
-    ----------
-    model : NonlinearICA
-    x : array_like (N, n)
-    integrator : Integrator, optional
-        As in `log_likelihood`.
+
+def given_or_chosen(model: NonlinearICA, x: Array, integrator: Integrator | None) -> tuple[Integrator, str]:
+    """Return the integrator to use for observations x (N, n), and why.
 
     Raises
     ------
     TypeError, ValueError
-        As `log_likelihood`.
+        If the one given offers no nodes or was made for other observations.
     """
-    x = check_model(model).check_data(x)
-    integrator, _ = _given_or_chosen(model, x, integrator)
-    parts = [
-        moments(model.decoder, model.theta, model.sigma2, x[rows], _nodes(model, integrator, x, rows))
-        for rows in row_blocks(len(x), _block_size(model, integrator))
-    ]
-    mean, covariance, concentration = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Posterior(mean, covariance, 1.0 / concentration, model, x, integrator)
-
-
-def choose_integrator(model: NonlinearICA, x: Array) -> tuple[Integrator, str]:
-    """Return the best affordable integrator for these observations, and why it was picked."""
-    m = model.latent_dim
-    if getattr(model.decoder, "is_affine", False):
-        return ExactLinear(), "exact, since the decoder is affine"
-    if is_piecewise_affine(model.decoder) and (m == 1 or (m == 2 and len(x) <= PLANE)):
-        return ExactPiecewiseAffine(), "exact, since the decoder is piecewise affine"
-    grid = grid_that_resolves(model, x) if m == 1 else None
-    if grid is not None:
-        return Quadrature(grid), "one latent dimension: a grid that resolves sigma"
-    order = max(3, 9 - m)
-    return Quadrature(
-        gauss_hermite(order), proposal="modes"
-    ), f"latent dimension {m}: nodes at the posterior modes"
-
-
-def _given_or_chosen(model: NonlinearICA, x: Array, integrator: Integrator | None) -> tuple[Integrator, str]:
     if integrator is None:
         return choose_integrator(model, x)
     if not callable(getattr(integrator, "nodes", None)):
         raise TypeError(f"integrator must offer nodes(model, x), got {shown(integrator)}")
-    if hasattr(integrator, "for_rows"):
-        integrator.nodes(model, x)  # made for other observations, it raises: cut to blocks, it might fit
+    if hasattr(
+        integrator, "check_fit"
+    ):  # made for other observations, it raises: cut to blocks, it might fit
+        integrator.check_fit(model, x)
     return integrator, "as given"
 
 
@@ -254,60 +229,140 @@ def _evaluate(
     executor: Executor | None,
     coefficient: Coefficient | None,
 ) -> Likelihood:
-    """Evaluate block by block; ``coefficient`` None is the log-likelihood, exp the sum of densities."""
+    """Evaluate block by block; ``coefficient`` is None for the log-likelihood, `_density` for densities."""
     x = check_model(model).check_data(x)
     if executor is not None and not callable(getattr(executor, "map", None)):
         raise TypeError(f"executor must be a concurrent.futures.Executor, got {shown(executor)}")
-    integrator, why = _given_or_chosen(model, x, integrator)
-    rows = list(row_blocks(len(x), _block_size(model, integrator)))
-    blocks = [(x[block], _for_rows(integrator, block)) for block in rows]
-    work = partial(_block, model, gradient, coefficient)
+    integrator, why = given_or_chosen(model, x, integrator)
+    rows = list(row_blocks(len(x), block_size(model, integrator)))
+    blocks = [(x[block], for_rows(integrator, block)) for block in rows]
+    work = partial(estimate_of, model, gradient, coefficient)
     parts = list((map if executor is None else executor.map)(work, blocks))
     log_p, error = (np.concatenate([part[i] for part in parts]) for i in range(2))
-    total = None
-    if gradient:
-        by = [part.gradient for part in parts if part.gradient is not None]
-        total = Gradient(np.sum([g.theta for g in by], axis=0), math.fsum(g.sigma2 for g in by))
-    converged, problems = _verdict([part.problems for part in parts], [len(block) for block, _ in blocks])
+    total = _total([part.gradient for part in parts if part.gradient is not None])
+    converged, problems = verdict([part.problems for part in parts], [len(block) for block, _ in blocks])
     value = log_p
     if coefficient is not None:
         with np.errstate(over="ignore"):
             # p (e^error - 1), without the 0 times infinity of a tiny p and a large error
             value, error = np.exp(log_p), np.exp(log_p + error) * -np.expm1(-error)
+        beyond, words = verdict([{OVERFLOW: log_p > LOG_LARGEST}], [len(x)])
+        converged, problems = converged & beyond, problems + words
     return Likelihood(
-        value, math.fsum(value), error, total, converged, f"{integrator} ({why}){problems}", integrator
+        value, _sum(value), error, total, converged, f"{integrator} ({why}){problems}", integrator
     )
 
 
-def _block(
+def _density(log_p: Array) -> Array:
+    """p = exp(log p), as the weight of an observation in a gradient; nan where it is above the largest
+    float, so that the gradient is nan too (inf would become it on the way, with warnings)."""
+    return np.where(log_p > LOG_LARGEST, np.nan, np.exp(np.minimum(log_p, LOG_LARGEST)))
+
+
+@np.errstate(over="ignore", invalid="ignore")  # densities may be near the largest float
+def _total(gradients: list[Gradient]) -> Gradient | None:
+    """Return the gradient of all blocks, None if there are none."""
+    if not gradients:
+        return None
+    return Gradient(np.sum([g.theta for g in gradients], axis=0), _sum([g.sigma2 for g in gradients]))
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _sum(values: Array | list[float]) -> float:
+    """Return the correctly rounded sum; inf or nan where that of floats is."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # beyond the largest float; inf - inf
+        return float(np.sum(values))
+
+
+def estimate_of(
     model: NonlinearICA, gradient: bool, coefficient: Coefficient | None, block: tuple[Array, Any]
 ) -> Estimate:
-    """Evaluate one block: by the integrator's own ``evaluate`` if it has one, otherwise by its nodes."""
+    """Evaluate one block (x, integrator): by the integrator's own ``evaluate`` if it has one, otherwise by
+    its nodes."""
     x, integrator = block
+    if coefficient is not None and gradient:
+        with np.errstate(over="ignore", invalid="ignore"):  # p(x) may be near the largest float
+            return _estimate_with_weights(model, coefficient, x, integrator)
     if hasattr(integrator, "evaluate"):
-        extra = () if coefficient is None else (coefficient,)
-        estimate: Estimate = integrator.evaluate(model, x, gradient, *extra)
-        return estimate
-    result = evaluate(
-        model.decoder,
-        model.theta,
-        model.sigma2,
-        x,
-        _nodes(model, integrator, x, slice(None)),
-        coefficient=(coefficient or np.ones_like) if gradient else None,
-    )
+        return _checked(model, integrator, x, gradient, integrator.evaluate(model, x, gradient))
+    return _estimate_by_nodes(model, np.ones_like if gradient else None, x, integrator)
+
+
+def _estimate_by_nodes(
+    model: NonlinearICA, coefficient: Coefficient | None, x: Array, integrator: Any
+) -> Estimate:
+    """log p(x_i) and the gradient of Σ_i c_i log p(x_i) on nodes, whose error nobody knows."""
+    nodes = checked_nodes(model, integrator, x)
+    result = evaluate(model.decoder, model.theta, model.sigma2, x, nodes, coefficient=coefficient)
     unknown = {NO_ERROR: np.ones(len(x), dtype=bool)}
     return Estimate(result.log_p, np.full(len(x), np.nan), unknown, result.gradient)
 
 
-def _for_rows(integrator: Any, rows: slice) -> Any:
+def _estimate_with_weights(
+    model: NonlinearICA, coefficient: Coefficient, x: Array, integrator: Any
+) -> Estimate:
+    """log p(x_i) and the gradient of Σ_i c_i log p(x_i).
+
+    An integrator whose ``evaluate`` takes no coefficient, which is all that is asked of a third party, is
+    evaluated one observation at a time: Σ_i c_i ∇ log p(x_i).
+    """
+    if not hasattr(integrator, "evaluate"):
+        return _estimate_by_nodes(model, coefficient, x, integrator)
+    if _takes_a_coefficient(integrator):
+        return _checked(model, integrator, x, True, integrator.evaluate(model, x, True, coefficient))
+    found = _checked(model, integrator, x, False, integrator.evaluate(model, x, False))
+    theta, sigma2 = np.zeros(model.decoder.n_params), np.float64(0.0)
+    for row, c in zip(row_blocks(len(x), 1), coefficient(found.log_p), strict=True):
+        one = for_rows(integrator, row)
+        _, _, _, by = _checked(model, one, x[row], True, one.evaluate(model, x[row], True))
+        if by is not None:  # it never is, having been checked
+            theta, sigma2 = theta + c * by.theta, sigma2 + c * by.sigma2
+    return found._replace(gradient=Gradient(theta, float(sigma2)))
+
+
+def _takes_a_coefficient(integrator: Any) -> bool:
+    """Whether ``evaluate`` takes a fourth argument."""
+    try:
+        inspect.signature(integrator.evaluate).bind(None, None, True, None)
+    except TypeError:
+        return False
+    return True
+
+
+def _checked(model: NonlinearICA, integrator: Any, x: Array, gradient: bool, found: Any) -> Estimate:
+    """Return what ``evaluate`` returned as an Estimate: a third party may have made it."""
+    if not isinstance(found, (tuple, list)) or len(found) != 4:
+        raise TypeError(
+            f"{integrator}.evaluate must return (log_p, error, problems, gradient), got {shown(found)}"
+        )
+    log_p, error, problems, by = found
+    for name, array in (("log_p", log_p), ("error", error), *dict(problems).items()):
+        if np.shape(array) != (len(x),):
+            raise ValueError(
+                f"{integrator}.evaluate must return {name!r} of shape ({len(x)},), got {np.shape(array)}"
+            )
+    if not gradient:
+        return Estimate(np.asarray(log_p), np.asarray(error), dict(problems), None)
+    p = model.decoder.n_params
+    if not isinstance(by, (tuple, list)) or len(by) != 2 or np.shape(by[0]) != (p,) or np.ndim(by[1]) != 0:
+        raise TypeError(
+            f"{integrator}.evaluate was asked for a gradient and must return a pair, theta of shape ({p},) "
+            f"and the derivative in sigma2, got {shown(by)}"
+        )
+    return Estimate(
+        np.asarray(log_p), np.asarray(error), dict(problems), Gradient(np.asarray(by[0]), float(by[1]))
+    )
+
+
+def for_rows(integrator: Any, rows: slice) -> Any:
     """Return the integrator for some of the observations: fixed nodes of each must be cut as x is."""
     return integrator.for_rows(rows) if hasattr(integrator, "for_rows") else integrator
 
 
-def _nodes(model: NonlinearICA, integrator: Integrator, x: Array, rows: slice) -> Nodes:
-    """Return an integrator's nodes for rows of x, checked: a third party may have made them."""
-    x, integrator = x[rows], _for_rows(integrator, rows)
+def checked_nodes(model: NonlinearICA, integrator: Integrator, x: Array) -> Nodes:
+    """Return an integrator's nodes, checked: a third party may have made them."""
     pair: Any = integrator.nodes(model, x)
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"{integrator} must return a pair (z, log_weight), got {shown(pair)}")
@@ -330,14 +385,14 @@ def _nodes(model: NonlinearICA, integrator: Integrator, x: Array, rows: slice) -
     return Nodes(z.astype(np.float64), log_weight.astype(np.float64))
 
 
-def _block_size(model: NonlinearICA, integrator: Any) -> int:
+def block_size(model: NonlinearICA, integrator: Any) -> int:
     """Return how many observations to evaluate at a time; fewer where each has many nodes of its own."""
     per_observation = getattr(integrator, "nodes_per_observation", None)
     K = per_observation(model.latent_dim) if callable(per_observation) else 1
     return max(1, min(BLOCK, OWN_NODES // K))
 
 
-def _verdict(problems: list[dict[str, Array]], lengths: list[int]) -> tuple[Array, str]:
+def verdict(problems: list[dict[str, Array]], lengths: list[int]) -> tuple[Array, str]:
     """Return converged (N,) and a sentence for each kind of problem, with how many it concerns."""
     sentences = dict.fromkeys(sentence for block in problems for sentence in block)
     converged, words = np.ones(sum(lengths), dtype=bool), ""
@@ -350,17 +405,3 @@ def _verdict(problems: list[dict[str, Array]], lengths: list[int]) -> tuple[Arra
         if concerned.any():
             words += f"; not converged for {concerned.sum()} of {len(converged)} observations: {sentence}"
     return converged, words
-
-
-def _posterior_tiles(model: NonlinearICA, x: Array, integrator: Integrator) -> Iterator[tuple[slice, Tile]]:
-    """Yield every tile of every block with its place among all observations."""
-    for block in row_blocks(len(x), _block_size(model, integrator)):
-        nodes = _nodes(model, integrator, x, block)
-        for tile in tiles(model.decoder, model.theta, model.sigma2, x[block], nodes):
-            yield slice(block.start + tile.rows.start, block.start + tile.rows.stop), tile
-
-
-def _draw(cumulative: Array, uniform: Array) -> Array:
-    """Return indices distributed as the steps of a cumulative distribution, one per uniform number."""
-    chosen = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-    return np.minimum(chosen, len(cumulative) - 1)

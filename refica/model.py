@@ -62,6 +62,10 @@ class NonlinearICA:
         object.__setattr__(self, "theta", theta)
         object.__setattr__(self, "sigma2", check_number("sigma2", sigma2, above=0.0))
 
+    def __repr__(self) -> str:
+        """Show the length of theta only: the array would fill pages."""
+        return f"NonlinearICA({self.decoder}, theta of shape {self.theta.shape}, sigma2={self.sigma2!r})"
+
     @property
     def latent_dim(self) -> int:
         """Dimension m of Z."""

@@ -12,7 +12,7 @@ f(z_k). The prior is never folded in. It may also offer ``evaluate(model, x, gra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -151,6 +151,24 @@ class Quadrature:
             error = error + missed
             problems = problems | setting.q.problems | {MISSED: missed > DISAGREEMENT}
         return Estimate(result.log_p, error, problems, result.gradient)
+
+    def comparison(self, model: NonlinearICA, x: Array) -> Iterator[Nodes]:
+        """Yield the nodes, then those of other rules on the prior or on all modes, to compare posterior
+        moments with; none for a random rule, whose nodes say themselves how far they are off.
+
+        On all modes, since one that the proposal misses may be so far that its share in moments is large."""
+        setting = self._setting(model, x)
+        companion = self.rule.companion(model.latent_dim)
+        yield setting.nodes(self.rule)
+        if self.proposal not in ("prior", "modes") and self.rule.replicates is None:
+            setting = setting._replace(q=PROPOSALS["modes"].gaussians(model, x))
+        if isinstance(self.rule, UniformGrid):
+            others: list[Rule] = [self.rule.another(j) for j in (1, 2)]
+        elif isinstance(companion, UniformGrid):
+            others = [companion.another(j) for j in (0, 1, 2)]
+        else:
+            others = [] if companion is None else [companion]
+        yield from map(setting.nodes, others)
 
     def nodes_per_observation(self, m: int) -> int:
         """Return how many nodes each observation has of its own, about; 1 where all share them."""
@@ -385,7 +403,12 @@ class FixedNodes:
         return self if self.z.ndim == 2 else FixedNodes(self.z[rows], self.log_weight[rows])
 
     def nodes(self, model: NonlinearICA, x: Array) -> Nodes:
-        """Return the nodes.
+        """Return the nodes; raises as `check_fit`."""
+        self.check_fit(model, x)
+        return Nodes(self.z, self.log_weight)
+
+    def check_fit(self, model: NonlinearICA, x: Array) -> None:
+        """Refuse a model or data that the nodes were not made for.
 
         Raises
         ------
@@ -397,4 +420,3 @@ class FixedNodes:
                 f"fixed nodes of shape {self.z.shape} do not fit {len(x)} observations "
                 f"and latent_dim {model.latent_dim}"
             )
-        return Nodes(self.z, self.log_weight)

@@ -12,7 +12,6 @@ import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 from strategies import cases, examples
 
 import refica as ri
@@ -313,47 +312,97 @@ def test_one_observation_and_duplicates(example):
     np.testing.assert_allclose(many.gradient.theta, 7.0 * one.gradient.theta, rtol=1e-11, atol=1e-11)
 
 
-# -- posterior --------------------------------------------------------------------------------------
+# -- other people's `evaluate` ------------------------------------------------------------------------
 
 
-def test_posterior_samples_follow_the_posterior():
-    """Resampled nodes have its mean and variance (the grid is fine); the seed repeats them."""
-    rng = np.random.default_rng(0)
-    model = ri.NonlinearICA(ri.MLP((1, 2)), [1.0, 0.5, 0.0, 0.0], sigma2=0.5)
-    _, x = model.sample(3, rng)
-    integrator = ri.Quadrature(ri.uniform_grid(401, 8.0))
-    post = ri.posterior(model, x, integrator)
-    draws = post.sample(20_000, rng=1)
-    assert draws.shape == (20_000, 3, 1)
-    np.testing.assert_array_equal(draws, post.sample(20_000, rng=1))
-    sd = np.sqrt(post.covariance[:, 0, 0])
-    assert (np.abs(draws.mean(axis=0)[:, 0] - post.mean[:, 0]) <= 4.5 * sd / math.sqrt(20_000)).all()
-    assert (np.abs(draws.var(axis=0)[:, 0] / sd**2 - 1.0) <= 4.5 * math.sqrt(2.0 / 20_000)).all()
-    exact = ri.posterior(model, x, ri.ExactLinear())
-    for i in range(3):
-        normal = stats.norm(exact.mean[i, 0], math.sqrt(exact.covariance[i, 0, 0]))
-        assert stats.kstest(draws[:2000, i, 0], normal.cdf).pvalue > 1e-4
+class Somebody:
+    """An integrator that evaluates by itself and, as the documents ask, takes no coefficient."""
+
+    def __init__(self, **changed):
+        self.inner, self.changed = ri.Quadrature(ri.gauss_hermite(12)), changed
+
+    def __repr__(self):
+        return "Somebody"
+
+    def nodes(self, model, x):
+        return self.inner.nodes(model, x)
+
+    def evaluate(self, model, x, gradient):
+        return tuple(self.inner.evaluate(model, x, gradient)._replace(**self.changed))
 
 
-def test_posterior_samples_of_nodes_of_their_own(monkeypatch):
-    """Each observation draws from its own nodes, across blocks."""
-    monkeypatch.setattr(marginal, "BLOCK", 2)
-    model, _ = oracles.worked_example("tanh", 0.5)
-    x = model.sample(5, rng=0)[1]
-    z = np.arange(5.0)[:, None, None] + np.array([0.0, 0.25])[:, None]
-    post = ri.posterior(model, x, ri.FixedNodes(z, np.zeros((5, 2))))
-    draws = post.sample(50, rng=0)
-    assert (np.floor(draws[:, :, 0]) == np.arange(5)).all()
-    assert post.mean.shape == (5, 1)
-    assert post.covariance.shape == (5, 1, 1)
-
-
-def test_covariances_are_symmetric_and_positive(example):
+def test_an_evaluate_without_coefficient_serves_for_densities_too(example):
     model, x = example
-    post = ri.posterior(model, x, ri.Quadrature(ri.gauss_hermite(20)))
-    np.testing.assert_array_equal(post.covariance, np.swapaxes(post.covariance, 1, 2))
-    assert (np.linalg.eigvalsh(post.covariance) >= -1e-14).all()
-    assert (post.effective_nodes >= 1.0).all()
+    x = x[:6]
+    log, literal = ri.log_likelihood(model, x, Somebody()), ri.density(model, x, Somebody())
+    want = ri.density(model, x, Somebody().inner)
+    np.testing.assert_array_equal(log.error, ri.log_likelihood(model, x, Somebody().inner).error)
+    np.testing.assert_array_equal(literal.per_observation, want.per_observation)
+    np.testing.assert_array_equal(literal.error, want.error)
+    np.testing.assert_array_equal(literal.converged, want.converged)
+    np.testing.assert_allclose(literal.gradient.theta, want.gradient.theta, rtol=1e-10, atol=1e-14)
+    assert literal.gradient.sigma2 == pytest.approx(want.gradient.sigma2, rel=1e-10)
+    assert ri.density(model, x, Somebody(), gradient=False).total == literal.total
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"gradient": None}, TypeError, "was asked for a gradient and must return a pair.*got None"),
+        ({"gradient": (np.zeros(2), 0.0)}, TypeError, r"theta of shape \(39,\)"),
+        ({"gradient": (np.zeros(39), np.zeros(2))}, TypeError, "derivative in sigma2"),
+        ({"log_p": np.zeros(3)}, ValueError, r"'log_p' of shape \(1,\), got \(3,\)"),
+        ({"error": 0.0}, ValueError, r"'error' of shape \(1,\), got \(\)"),
+        ({"problems": {"lost": [True, False]}}, ValueError, r"'lost' of shape \(1,\), got \(2,\)"),
+    ],
+)
+def test_what_somebody_else_s_evaluate_returns_is_checked(example, changed, error, words):
+    model, x = example
+    for call in (ri.log_likelihood, ri.density, ri.scores):
+        with pytest.raises(error, match=f"^Somebody.evaluate .*{words}"):
+            call(model, x[:1], Somebody(**changed))
+
+
+def test_an_evaluate_that_returns_something_else_is_refused(example):
+    model, x = example
+    integrator = Somebody()
+    integrator.evaluate = lambda model, x, gradient: np.zeros(len(x))
+    with pytest.raises(TypeError, match="must return \\(log_p, error, problems, gradient\\), got array"):
+        ri.log_likelihood(model, x, integrator)
+
+
+# -- densities above the largest float ----------------------------------------------------------------
+
+
+def narrow(n=20):
+    """p(x) is (2πσ²)^(-n/2) at its peak: 1e342 for n = 20."""
+    return ri.NonlinearICA(ri.MLP((1, n)), np.zeros(2 * n), sigma2=1e-35)
+
+
+@pytest.mark.parametrize("integrator", [None, ri.FixedNodes(np.zeros((1, 1)), np.zeros(1)), Somebody()])
+def test_a_density_above_the_largest_float_is_infinite_and_said_so(integrator):
+    model = narrow()
+    x = np.array([np.zeros(20), np.full(20, 1e-18), np.full(20, 1.0)])
+    result = ri.density(model, x, integrator)
+    np.testing.assert_array_equal(result.per_observation, [np.inf, np.inf, 0.0])
+    assert result.total == np.inf
+    assert not result.converged[:2].any()
+    assert "2 of 3 observations: p(x) is above the largest float; log_likelihood" in result.message
+    assert np.isnan(result.gradient.theta).any()
+    assert np.isnan(result.gradient.sigma2)
+    assert np.isnan(ri.density(model, x, integrator, executor=ThreadPoolExecutor(1)).gradient.sigma2)
+    assert "largest float" not in ri.log_likelihood(model, x, integrator).message
+    assert "largest float" not in ri.density(model, x[2:], integrator).message
+
+
+def test_a_sum_of_densities_above_the_largest_float_is_infinite():
+    """Each of them below it."""
+    model = ri.NonlinearICA(ri.MLP((1, 20)), np.zeros(40), sigma2=10.0**-31.55)
+    result = ri.density(model, np.zeros((40, 20)))
+    assert np.isfinite(result.per_observation).all()
+    assert result.total == np.inf
+    assert result.converged.all()
+    assert result.gradient.sigma2 == -np.inf
 
 
 # -- the choice of an integrator --------------------------------------------------------------------

@@ -103,6 +103,12 @@ class Reference:
     def __init__(self, rtol: float = 1e-11) -> None:
         object.__setattr__(self, "rtol", check_number("rtol", rtol, minimum=1e-13, maximum=1e-2))
 
+    @staticmethod
+    def suits(model: NonlinearICA) -> bool:
+        """Whether the model has a decoder and a latent dimension that `Reference` can do."""
+        few = model.latent_dim in ROWS_AT_A_TIME and lines_of(model) is not None
+        return few or _exact_for(model) is not None
+
     def nodes(self, model: NonlinearICA, x: Array) -> Nodes:
         """Return nodes z (N, K, m) and log weights (N, K), whether or not they reach ``rtol``.
 
