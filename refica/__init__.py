@@ -18,7 +18,7 @@ from refica.quadrature import FixedNodes, Quadrature
 from refica.recovery import recovery
 from refica.reference import Reference
 from refica.rules import gauss_hermite, monte_carlo, sobol, uniform_grid
-from refica.vae import VAE, elbo
+from refica.vae import VAE, elbo, elbo_quadrature, gaps, iwae
 
 __version__ = _version("refica")
 
@@ -38,11 +38,14 @@ __all__ = [
     "certified_bounds",
     "density",
     "elbo",
+    "elbo_quadrature",
     "example",
     "fit_mle",
     "fit_vae",
+    "gaps",
     "gauss_hermite",
     "initial_vae",
+    "iwae",
     "leaky_relu",
     "load_model",
     "log_likelihood",

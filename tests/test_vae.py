@@ -2,7 +2,7 @@
 
 import json
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import autograd.numpy as anp
@@ -12,22 +12,33 @@ from autograd import grad
 from autograd.scipy.special import erf
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from oracles import kinks_of, panels
 from scipy import integrate, stats
 
-from refica import vae as vae_module
 from refica.activations import leaky_relu
 from refica.decoders import MLP, Polynomial
 from refica.encoder import encode
 from refica.exact import affine_map
 from refica.marginal import log_likelihood
 from refica.model import NonlinearICA
-from refica.vae import VAE, elbo, elbo_and_gradient, elbo_values, kl_to_prior
+from refica.rules import gauss_hermite
+from refica.vae import (
+    VAE,
+    draws,
+    elbo,
+    elbo_and_gradient,
+    elbo_quadrature,
+    elbo_values,
+    evidence,
+    kl_to_prior,
+)
 
 AUTOGRAD = 1e-12  # same real arithmetic in another order
 COMPLEX_STEP = 1e-11  # no cancellation in the step, but complex functions round differently
 DIFFERENCES = 1e-6  # truncation of a five-point stencil; what rounding does to it is added
 QUADRATURE = 1e-10  # scipy's quad at epsabs 1e-12
 ROUNDING = 1e-13  # sums in another order
+PANELS = 1e-12  # 2000 and more Gauss-Legendre nodes, and what lies beyond 12 standard deviations
 
 KINK = 1e-6  # no pre-activation of the relu family closer to 0, where derivatives are a convention
 KINK_STEP = 2e-2  # for finite differences, which must not step over one either
@@ -84,6 +95,9 @@ def one_term(case, theta, sigma2, phi, i, draw, kinks=None):
     )
     kl = sum(-anp.log(sd[j]) + (sd[j] ** 2 + mean[j] ** 2) / 2 - 0.5 for j in range(m))
     return log_density - kl
+
+
+GRADIENTS = grad(one_term, (1, 2, 3))
 
 
 # -----------------------------------------------------------------------------------------------------
@@ -156,14 +170,9 @@ def autograd_terms(case):
     terms = {"value": [], "theta": [], "sigma2": [], "phi": []}
     for i in range(N):
         for draw in range(L):
-            for name, argnum in (("theta", 1), ("sigma2", 2), ("phi", 3)):
-                terms[name].append(
-                    np.atleast_1d(grad(one_term, argnum)(case, case.theta, case.sigma2, case.phi, i, draw))
-                    / L
-                )
-            terms["value"].append(
-                np.atleast_1d(one_term(case, case.theta, case.sigma2, case.phi, i, draw)) / L
-            )
+            arguments = case, case.theta, case.sigma2, case.phi, i, draw
+            for name, term in zip(terms, (one_term(*arguments), *GRADIENTS(*arguments)), strict=True):
+                terms[name].append(np.atleast_1d(term) / L)
     return {name: np.array(arrays) for name, arrays in terms.items()}
 
 
@@ -180,16 +189,17 @@ def relative_errors(case, value_and_gradient):
     return errors
 
 
-def scales(case):
+def scales(case, weight=None):
     """The size of the summed terms, from refica itself (the comparison with autograd covers it)."""
     L, N, _ = case.noise.shape
+    weight = np.full(L, 1.0 / L) if weight is None else weight
     *model, x, noise = case.arguments
     sizes = {"value": 0.0, "theta": 0.0, "sigma2": 0.0, "phi": 0.0}
     for i in range(N):
         for draw in range(L):
             values, by = elbo_and_gradient(*model, x[i : i + 1], noise[draw : draw + 1, i : i + 1])
             for name, term in {"value": values[0], **by._asdict()}.items():
-                sizes[name] = sizes[name] + np.abs(term) / L
+                sizes[name] = sizes[name] + np.abs(term) * weight[draw]
     return {name: np.max(size) for name, size in sizes.items()}
 
 
@@ -239,7 +249,7 @@ def test_gradient_against_the_complex_step(activation):
 def test_gradient_against_finite_differences(activation):
     h = 1e-4
 
-    @settings(max_examples=PER_ACTIVATION)
+    @settings(max_examples=PER_ACTIVATION // 2)
     @given(cases(activation), st.integers(0, 2**32))
     def check(case, seed):
         assume(distance_to_kinks(case) > KINK_STEP)
@@ -279,38 +289,43 @@ def wrong_vjp(self, theta, z, cotangent, right=MLP.vjp):
 
 
 def wrong_tile_gradient(change):
-    right = vae_module._tile_gradient
+    right = evidence._tile_gradient
 
-    def wrong(decoder, encoder, theta, sigma2, phi, x, tile):
-        return change(right(decoder, encoder, theta, sigma2, phi, x, tile), sigma2, tile)
+    def wrong(decoder, encoder, theta, sigma2, phi, x, tile, kl_weight):
+        return change(right(decoder, encoder, theta, sigma2, phi, x, tile, kl_weight), sigma2, tile)
 
     return wrong
 
 
+def same_noise_for_all(decoder, theta, mu, log_s2, x, noise, right=draws.draw):
+    return right(decoder, theta, mu, log_s2, x, np.broadcast_to(noise[:, :1], noise.shape))
+
+
 FAULTS = {
     "a vjp off by 0.05 %": (MLP, "vjp", wrong_vjp),
-    "a lost half in the KL": (vae_module, "kl_to_prior", lambda mu, a: 2 * kl_to_prior(mu, a)),
-    "the KL with its sign changed": (vae_module, "kl_to_prior", lambda mu, a: -kl_to_prior(mu, a)),
+    "a lost half in the KL": (evidence, "kl_to_prior", lambda mu, a: 2 * kl_to_prior(mu, a)),
+    "the KL with its sign changed": (evidence, "kl_to_prior", lambda mu, a: -kl_to_prior(mu, a)),
     "sigma in place of sigma2": (
-        vae_module,
+        evidence,
         "log_likelihood_given",
         lambda squared, sigma2, n: -0.5 * squared / sigma2 - 0.5 * n * np.log(2 * np.pi * np.sqrt(sigma2)),
     ),
     "the derivative in sigma in place of sigma2": (
-        vae_module,
+        evidence,
         "_tile_gradient",
         wrong_tile_gradient(lambda by, sigma2, tile: by._replace(sigma2=by.sigma2 * 2 * np.sqrt(sigma2))),
     ),
     "a mean over observations for their sum": (
-        vae_module,
+        evidence,
         "_tile_gradient",
-        wrong_tile_gradient(lambda by, sigma2, tile: by._replace(theta=by.theta / len(tile.z))),
+        wrong_tile_gradient(lambda by, sigma2, tile: by._replace(theta=by.theta / len(tile.draws.z))),
     ),
     "the log variance taken for the log standard deviation": (
-        vae_module,
+        draws,
         "soft_clamp",
         lambda a: (2 * a, 2 * np.ones_like(a)),
     ),
+    "noise reused for all observations": (evidence, "draw", same_noise_for_all),
 }
 
 
@@ -329,6 +344,115 @@ def test_a_planted_fault_is_caught_by_the_comparison(fault, case, monkeypatch):
     assert max(relative_errors(case, elbo_and_gradient).values()) <= AUTOGRAD
     monkeypatch.setattr(*FAULTS[fault])
     assert max(relative_errors(case, elbo_and_gradient).values()) > 1e-5
+
+
+# -----------------------------------------------------------------------------------------------------
+# Without noise, and with a weight on the KL
+# -----------------------------------------------------------------------------------------------------
+
+
+def at_gauss_nodes(case, order):
+    """The case with Gauss-Hermite nodes as its noise, and their weights."""
+    _, N, m = case.noise.shape
+    t, weight = evidence.nodes_of(gauss_hermite(order), m)
+    return replace(case, noise=np.repeat(t[:, None], N, axis=1)), weight
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradient_by_quadrature_against_the_complex_step(activation):
+    step = 1e-30
+
+    @settings(max_examples=PER_ACTIVATION)
+    @given(cases(activation), st.sampled_from((1, 2, 3)), st.sampled_from((0.0, 0.3, 1.0, 4.0)))
+    def check(case, order, kl_weight):
+        case, weight = at_gauss_nodes(case, order if case.noise.shape[2] < 3 else min(order, 2))
+        assume(distance_to_kinks(case) > KINK)
+        decoder, encoder, theta, sigma2, phi, x, noise = case.arguments
+        _, by = elbo_and_gradient(*case.arguments, weight, kl_weight)
+        scale = scales(case, weight)
+
+        def slope(dtheta, dsigma2, dphi):
+            values = elbo_values(
+                decoder, encoder, theta + dtheta, sigma2 + dsigma2, phi + dphi, x, noise, weight, kl_weight
+            )
+            return values.sum().imag / step
+
+        found = np.array([slope(e, 0.0, 0.0) for e in 1j * step * np.eye(len(theta))])
+        assert np.abs(found - by.theta).max() <= COMPLEX_STEP * scale["theta"]
+        found = np.array([slope(0.0, 0.0, e) for e in 1j * step * np.eye(len(phi))])
+        assert np.abs(found - by.phi).max() <= COMPLEX_STEP * scale["phi"]
+        assert abs(slope(0.0, 1j * step, 0.0) - by.sigma2) <= COMPLEX_STEP * scale["sigma2"]
+
+    check()
+
+
+def test_by_quadrature_means_at_gauss_hermite_nodes(case):
+    nodes, weight = at_gauss_nodes(case, 6)
+    values, by = elbo_and_gradient(*nodes.arguments, weight, 0.7)
+    bound = elbo_quadrature(case.vae, case.x, 6, kl_weight=0.7)
+    assert np.array_equal(bound.per_observation, values)
+    assert bound.total == pytest.approx(values.sum(), rel=ROUNDING)
+    for one, other in zip(bound.gradient, by, strict=True):
+        assert np.array_equal(one, other)
+    without = elbo_quadrature(case.vae, case.x, 6, gradient=False, kl_weight=0.7)
+    assert np.array_equal(without.per_observation, values)
+    assert without.gradient is None
+
+
+def elbo_by_panels(vae, x):
+    """∫ q(z) (log p(x, z) - log q(z)) dz of one observation, m = 1, by Gauss-Legendre panels cut at kinks."""
+    mu, log_s2 = encode(vae.encoder, vae.phi, x)
+    q = stats.norm(mu[0, 0], np.exp(0.5 * log_s2[0, 0]))
+    edges = q.mean() + q.std() * np.linspace(-12, 12, 121)
+    kinks = kinks_of(vae.model)
+    inside = kinks[(kinks > edges[0]) & (kinks < edges[-1])]
+    z, log_w = panels(np.unique(np.concatenate([edges, inside])))
+    log_q = q.logpdf(z[:, 0])
+    return np.exp(log_w + log_q) @ (vae.model.log_joint(x, z)[0] - log_q)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sin", "softplus", "relu", "leaky_relu(-0.7)"])
+def test_by_quadrature_is_the_integral_to_within_its_error(activation):
+    errors = []
+    for seed in range(20):
+        vae, rng = random_vae(seed, sigma2=10.0 ** (seed % 4 - 3), activation=activation)
+        x = vae.model.sample(1, rng)[1]
+        truth = elbo_by_panels(vae, x)
+        for order in (4, 20, 60):
+            bound = elbo_quadrature(vae, x, order, gradient=False)
+            assert abs(bound.total - truth) <= bound.error[0] + PANELS * abs(truth)
+            assert bound.converged[0] == (bound.error[0] <= evidence.DISAGREEMENT)
+        errors.append(bound.error[0] / abs(truth))
+    if activation in ("tanh", "sin", "softplus"):  # and it is not idle caution
+        assert np.median(errors) <= 1e-3
+
+
+def test_too_few_nodes_are_not_called_converged():
+    vae, rng = random_vae(0, sigma2=1e-3)
+    x = vae.model.sample(5, rng)[1]
+    bound = elbo_quadrature(vae, x, order=2)
+    assert not bound.converged.any()
+    assert "not converged for 5 of 5 observations: the error estimate is above 0.01 nats" in bound.message
+
+
+def test_the_weight_of_the_kl_is_what_it_says(case):
+    q = encode(case.encoder.build(), case.phi, case.x)
+    plain = elbo(case.vae, case.x, case.noise)
+    for weight in (0.0, 0.5, 3.0):
+        weighted = elbo(case.vae, case.x, case.noise, kl_weight=weight)
+        off = weighted.per_observation - plain.per_observation - (1 - weight) * kl_to_prior(*q)
+        assert np.abs(off).max() <= ROUNDING * np.abs(plain.per_observation).max()
+        assert np.array_equal(weighted.gradient.theta, plain.gradient.theta)
+    with pytest.raises(ValueError, match="kl_weight must be a finite number >= 0"):
+        elbo(case.vae, case.x, case.noise, kl_weight=-1.0)
+
+
+def test_the_order_must_be_an_integer(case):
+    for bad in (0, 2.5, True):
+        with pytest.raises((TypeError, ValueError), match="order must be an integer >= 1"):
+            elbo_quadrature(case.vae, case.x, bad)
+    with pytest.raises(TypeError, match="vae must be a VAE"):
+        elbo_quadrature(case.vae.model, case.x)
 
 
 # -----------------------------------------------------------------------------------------------------
@@ -459,11 +583,25 @@ def test_blocks_change_nothing(N, L, monkeypatch):
     blocked = elbo(vae, x, noise)
     assert np.array_equal(blocked.per_observation, elbo(vae, x, noise, gradient=False).per_observation)
     assert blocked.total == pytest.approx(blocked.per_observation.sum(), rel=1e-13)
-    monkeypatch.setattr(vae_module, "DECODER_ROWS", 10**9)
+    monkeypatch.setattr(evidence, "DECODER_ROWS", 10**9)
+    monkeypatch.setattr(draws, "DECODER_ROWS", 10**9)
     whole = elbo(vae, x, noise)
     assert np.abs(blocked.per_observation / whole.per_observation - 1).max() <= ROUNDING
     for name in ("theta", "sigma2", "phi"):
         one, other = getattr(blocked.gradient, name), getattr(whole.gradient, name)
+        assert np.abs(one - other).max() <= 1e-12 * np.abs(other).max()
+
+
+@pytest.mark.parametrize(("N", "order"), [(120, 3), (2, 40)])
+def test_blocks_change_nothing_by_quadrature(N, order, monkeypatch):
+    vae, rng = random_vae(3, m=2, n=3)
+    x = rng.standard_normal((N, 3))
+    blocked = elbo_quadrature(vae, x, order)
+    monkeypatch.setattr(evidence, "DECODER_ROWS", 10**9)
+    monkeypatch.setattr(draws, "DECODER_ROWS", 10**9)
+    whole = elbo_quadrature(vae, x, order)
+    assert np.abs(blocked.per_observation / whole.per_observation - 1).max() <= ROUNDING
+    for one, other in zip(blocked.gradient, whole.gradient, strict=True):
         assert np.abs(one - other).max() <= 1e-12 * np.abs(other).max()
 
 
@@ -476,17 +614,25 @@ def test_the_order_of_the_observations_changes_nothing():
     assert one.total == pytest.approx(other.total, rel=ROUNDING)
 
 
+def peak_memory(function, *arguments):
+    tracemalloc.start()
+    try:
+        function(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 def test_memory_is_bounded_whatever_the_number_of_observations():
     vae, rng = random_vae(1)
     N = 200_000
     x, noise = rng.standard_normal((N, 2)), rng.standard_normal((1, N, 1))
-    tracemalloc.start()
-    try:
-        elbo(vae, x, noise)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak <= 20e6  # the result itself is 1.6 MB; one hidden layer of all observations would be 10 MB
+    # the result itself is 1.6 MB; one hidden layer of all observations would be 10 MB
+    assert peak_memory(elbo, vae, x, noise) <= 20e6
+    vae, rng = random_vae(1, m=2)
+    x = rng.standard_normal((40, 2))
+    # the latents of all observations would be 40 · 1600 · 2 floats, 1 MB, and a hidden layer 3 MB
+    assert peak_memory(elbo_quadrature, vae, x, 40) <= 1e6
 
 
 # -----------------------------------------------------------------------------------------------------
