@@ -2,6 +2,10 @@
 
 The starts are the local maxima of log p(x_i, z) on a lattice that all observations share, highest
 first; from each one `refica.ascent` climbs to a maximum. Ends that coincide are one mode.
+
+Beyond the lattice's radius R the log joint is at most C - R²/2, with C = -n/2 log 2πσ² - m/2 log 2π. Of an
+observation far from the manifold the best mode found may be lower than that, and a better one lie out there:
+it is searched again from lattices twice, four times .. as wide.
 """
 
 # notation: N observations, S starts, C modes, m latent, n data, K points of the lattice; A (.., m, m)
@@ -17,7 +21,7 @@ from scipy import spatial, special, stats
 
 from refica.ascent import climb
 from refica.likelihood import decode, row_blocks
-from refica.model import NonlinearICA, log_prior
+from refica.model import LOG_2PI, NonlinearICA, log_prior
 from refica.validation import Array
 
 __all__ = ["Modes", "find_modes", "laplace_mass", "log_volume"]
@@ -38,6 +42,13 @@ new, so that the search ends."""
 BLOCK = 1024
 """Observations searched at a time: bounds the memory for their searches to some tens of MB."""
 
+DOUBLINGS = 14
+"""Of the lattice's radius: beyond its 16 000-fold the log joint is below -4e9."""
+
+FAINT = 7.0
+"""Nats below the best mode at which one beyond the lattice is no longer looked for: it would have a
+thousandth of the mass of a mode as narrow."""
+
 LATTICE_TILE = 2**17
 """Bound on (observations x points of the lattice) looked at in one go: 1 MiB an array, so in cache."""
 
@@ -53,8 +64,8 @@ class Modes(NamedTuple):
     or Gauss-Newton's matrix where that is indefinite or the mode sits on a kink; ``converged`` (N, C)
     whether it is a maximum: the gradient vanishes to rounding, or on a kink no direction rises (False: the
     iteration limit, or a saddle);
-    ``complete`` (N,) whether all local maxima on the lattice served as starts, or the last ones that did
-    brought nothing new and there are few modes for so many starts.
+    ``complete`` (N,) whether all local maxima on the lattices served as starts, or the last ones that did
+    brought nothing new and there are few modes for so many starts, and nothing worth it can be beyond them.
     """
 
     modes: Array
@@ -64,13 +75,15 @@ class Modes(NamedTuple):
     complete: Array
 
 
-def find_modes(model: NonlinearICA, x: Array, most_starts: int = 64) -> Modes:
+def find_modes(model: NonlinearICA, x: Array, most_starts: int = 64, far: bool = True) -> Modes:
     """Return the modes of log p(x_i, z) for observations x (N, n), from at most ``most_starts`` starts each.
 
     Needs of the decoder no more than its protocol. Every observation is searched by itself: what is found
-    for it does not depend on the others, only the number C of columns does.
+    for it does not depend on the others, only the number C of columns does. ``far``: also beyond the lattice,
+    where that is not excluded; for more than four latent dimensions there is nothing to double.
     """
-    blocks = [_search(model, x[rows], most_starts) for rows in row_blocks(len(x), BLOCK)]
+    search = _search_far if far and model.latent_dim in LATTICE else _search
+    blocks = [search(model, x[rows], most_starts) for rows in row_blocks(len(x), BLOCK)]
     C = max(block.log_joint.shape[1] for block in blocks)
     return Modes._make(map(np.concatenate, zip(*(_widen(block, C) for block in blocks), strict=True)))
 
@@ -80,9 +93,40 @@ def modes_from(model: NonlinearICA, x: Array, starts: Array) -> Modes:
     return _distinct(_from_starts(model, x, starts, np.ones(starts.shape[:2], dtype=bool)))
 
 
-def _search(model: NonlinearICA, x: Array, most_starts: int) -> Modes:
+def _search_far(model: NonlinearICA, x: Array, most_starts: int) -> Modes:
+    """Search from lattices that double in width, until nothing beyond them can matter."""
+    found, rows = _search(model, x, most_starts), np.arange(len(x))
+    for doubling in range(DOUBLINGS):
+        rows = rows[_radius_that_matters(model, found, rows) > LATTICE[model.latent_dim][1] * 2.0**doubling]
+        if not len(rows):
+            return found
+        more = _search(model, x[rows], most_starts, 2.0 ** (doubling + 1))
+        found = _merged(found, rows, more, found.complete[rows] & more.complete)
+    found.complete[rows] = False
+    return found
+
+
+def _radius_that_matters(model: NonlinearICA, found: Modes, rows: Array) -> Array:
+    """R with C - R²/2 = `FAINT` below the best mode, for some rows (R,)."""
+    C = -0.5 * (model.data_dim * (LOG_2PI + math.log(model.sigma2)) + model.latent_dim * LOG_2PI)
+    return np.asarray(np.sqrt(2.0 * np.maximum(C - found.log_joint[rows].max(axis=1) + FAINT, 0.0)))
+
+
+def _merged(found: Modes, rows: Array, more: Modes, complete: Array) -> Modes:
+    """Return the modes with those that another search found for some rows, of which there were R."""
+    before = Modes._make(part[rows] for part in found)
+    both = [np.concatenate(pair, axis=1) for pair in zip(before[:4], more[:4], strict=True)]
+    after = _distinct(Modes._make([*both, complete]))
+    C = max(found.log_joint.shape[1], after.log_joint.shape[1])
+    found, after = _widen(found, C), _widen(after, C)
+    for part, update in zip(found, after, strict=True):
+        part[rows] = update
+    return found
+
+
+def _search(model: NonlinearICA, x: Array, most_starts: int, scale: float = 1.0) -> Modes:
     """Search from the highest starts, then from the next ones while they bring something new."""
-    starts, present, complete = _starts(model, x, most_starts)
+    starts, present, complete = _starts(model, x, most_starts, scale)
     found = _distinct(_from_starts(model, x, starts[:, :BATCH], present[:, :BATCH]))
     exhausted, rows = complete & ~present[:, BATCH:].any(axis=1), np.arange(len(x))
     found = found._replace(complete=exhausted)
@@ -92,18 +136,13 @@ def _search(model: NonlinearICA, x: Array, most_starts: int) -> Modes:
             break
         batch = slice(first, first + BATCH)
         more = _from_starts(model, x[rows], starts[rows, batch], present[rows, batch])
-        before = Modes._make(part[rows] for part in found)
-        both = [np.concatenate(pair, axis=1) for pair in zip(before[:4], more[:4], strict=True)]
-        after = _distinct(Modes._make([*both, before.complete]))
-        news = _total_mass(after) - _total_mass(before)
-        # many modes for the starts so far: it is likely that there are more
-        many = 2 * (after.log_joint > -np.inf).sum(axis=1) > first + BATCH
+        before = _total_mass(Modes._make(part[rows] for part in found))
         exhausted = complete[rows] & ~present[rows, first + BATCH :].any(axis=1)
-        C = max(found.log_joint.shape[1], after.log_joint.shape[1])
-        found = _widen(found, C)
-        after = _widen(after._replace(complete=exhausted | ((news < NEWS) & ~many)), C)
-        for part, update in zip(found, after, strict=True):
-            part[rows] = update
+        found = _merged(found, rows, more, exhausted)
+        news = _total_mass(Modes._make(part[rows] for part in found)) - before
+        # many modes for the starts so far: it is likely that there are more
+        many = 2 * (found.log_joint[rows] > -np.inf).sum(axis=1) > first + BATCH
+        found.complete[rows] |= (news < NEWS) & ~many
     return found
 
 
@@ -177,9 +216,10 @@ def _take(values: Array, order: Array) -> Array:
     return np.asarray(values[np.arange(len(values))[:, None], order])
 
 
-def _starts(model: NonlinearICA, x: Array, S: int) -> tuple[Array, Array, Array]:
+def _starts(model: NonlinearICA, x: Array, S: int, scale: float) -> tuple[Array, Array, Array]:
     """Return starts (N, S, m), highest first, which are present (N, S), and whether these are all (N,)."""
     points, neighbours = _lattice(model.latent_dim)
+    points = scale * points
     g = decode(model.decoder, model.theta, points)
     # up to a constant for each x, log p(x, z) = (x - c)ᵀ(g - c)/σ² - ‖g - c‖²/2σ² + log p(z): one matrix
     # product. It cancels at small σ², which a start does not mind

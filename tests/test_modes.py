@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 import refica as ri
-from refica import ascent
+from refica import ascent, modes
 from refica.modes import Modes, find_modes, laplace_mass
 
 FLAT = 1e-8
@@ -336,3 +336,29 @@ def test_the_shapes_are_those_documented():
     C = found.log_joint.shape[1]
     assert isinstance(found, Modes)
     assert [part.shape for part in found] == [(4, C, 3), (4, C), (4, C, 3, 3), (4, C), (4,)]
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_a_mode_far_beyond_the_lattice(far):
+    """An outlier that a sine explains best at z = -104: found, or by the planted fault said to be lacking."""
+    rng = np.random.default_rng(1027)
+    decoder = ri.MLP((1, 8, 1), "sin")
+    model = ri.NonlinearICA(decoder, decoder.init(rng), 1e-4)
+    x = model.sample(1, rng)[1] + 5.0
+    found = find_modes(model, x, far=far)
+    assert (found.modes[0, 0, 0] < -100.0) == far
+    log_p = ri.log_likelihood(model, x, ri.Reference()).total
+    result = ri.log_likelihood(model, x, ri.Quadrature(ri.gauss_hermite(9), proposal="modes"))
+    assert abs(result.total - log_p) <= result.error[0]
+
+
+def test_where_nothing_can_be_beyond_the_lattice_it_is_searched_once(monkeypatch):
+    """Data of the model are not outliers: the doubled lattice would cost as much again."""
+    decoder = ri.MLP((2, 8, 3))
+    model = ri.NonlinearICA(decoder, decoder.init(0), 0.01)
+    x = model.sample(50, 0)[1]
+    scales = []
+    search = modes._search
+    monkeypatch.setattr(modes, "_search", lambda *args: scales.append(args[3:]) or search(*args))
+    find_modes(model, x)
+    assert scales == [()]

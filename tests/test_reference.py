@@ -181,7 +181,7 @@ def test_without_the_search_for_what_is_unresolved_the_bump_is_missed(monkeypatc
 def only_one_mode(monkeypatch, keep):
     """Let the search for modes find one: the best (keep = 0) or the least that there is (keep = -1)."""
 
-    def find(model, x):
+    def find(model, x, **options):
         found = real(model, x)
         last = (found.log_joint > -np.inf).sum(axis=1) - 1
         one = np.arange(len(x))[:, None], (last if keep else 0 * last)[:, None]

@@ -59,7 +59,7 @@ class Posteriors(NamedTuple):
 
 def posteriors(model: NonlinearICA, x: Array) -> Posteriors:
     """Return what Laplace's approximation says of the posteriors of x (N, n)."""
-    return _laplace(model, find_modes(model, x))
+    return _laplace(model, find_modes(model, x, far=False))
 
 
 def with_modes_from(
