@@ -423,12 +423,12 @@ def _tanh_on_disc(a: Array, radius: Array) -> Array:
     """Bound sinh r / (cosh a · D) on |tanh(a + w) - tanh a| for complex |w| <= r; inf where D is 0.
 
     |cosh z|² = sinh² Re z + cos² Im z, so D² = sinh²(|a| - r) + cos² r, less the first term if r > |a|
-    and the second if r > π/2.
+    and the second if r > π/2. cosh a is not taken to overflow: were it inf, the bound would be 0.
     """
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         real = np.sinh(np.maximum(np.abs(a) - radius, 0.0))
         imaginary = np.where(radius < 1.57, np.cos(radius), 0.0)
-        bound = np.sinh(radius) / (np.cosh(a) * np.hypot(real, imaginary))
+        bound = np.sinh(radius) / (np.cosh(np.minimum(np.abs(a), 700.0)) * np.hypot(real, imaginary))
     return np.where(np.isnan(bound), np.inf, bound)
 
 

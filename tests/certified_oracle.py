@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import flint
 import numpy as np
-from flint import acb, acb_mat, arb
+from flint import acb, acb_mat, arb, arb_mat
+from scipy import ndimage, optimize
 
 import refica as ri
 from refica.activations import as_activation
@@ -34,6 +38,26 @@ ROTATIONS = {
     3: (np.array([[2.0, 3.0, 6.0], [3.0, -6.0, 2.0], [6.0, 2.0, -3.0]]), 7.0),
 }
 
+ROUNDING_SLACK = (
+    *(
+        f"refica.{module}.U"
+        for module in ("certified", "bounds.enclosure", "bounds.layers", "bounds.brackets")
+    ),
+    "refica.bounds.taylor.U",
+    "refica.bounds.layers.SLOPE",
+    "refica.bounds.brackets.WEIGHT",
+    "refica.certified.SUM",
+)  # every constant that stands for rounding
+
+
+@contextmanager
+def without_rounding_slack() -> Iterator[None]:
+    """The bounds as they would be, were floats exact."""
+    with ExitStack() as stack:
+        for name in ROUNDING_SLACK:
+            stack.enter_context(mock.patch(name, 0.0))
+        yield
+
 
 class Line(NamedTuple):
     """A decoder of one latent: layers (W, b, activation name), or coefficients (n, degree + 1)."""
@@ -43,12 +67,12 @@ class Line(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A model, one observation (n,), what is special about it, and log p(x) as an arb."""
+    """A model, one observation (n,), what is special about it, and what computes log p(x) as an arb."""
 
     model: ri.NonlinearICA
     x: np.ndarray
     kind: str
-    log_p: Any
+    log_p: Callable[[], Any]
 
 
 def contains(lower: float, upper: float, truth: Any) -> bool:
@@ -61,7 +85,7 @@ def is_sharp(truth: Any) -> bool:
     return bool(truth.is_finite()) and float(truth.rad()) < 1e-15 * (1.0 + abs(float(truth.mid())))
 
 
-def log_p_of_line(line: Line, x: np.ndarray, sigma2: float) -> Any:
+def log_p_of_line(line: Line, x: np.ndarray, sigma2: float, evaluations: int = EVALUATIONS) -> Any:
     """log p(x) for one latent dimension."""
     shift, R = _peak_and_radius(line, x, sigma2)
     flint.ctx.prec = PRECISION + math.frexp(1.0 + abs(shift))[1]
@@ -71,7 +95,7 @@ def log_p_of_line(line: Line, x: np.ndarray, sigma2: float) -> Any:
     else:
         total = acb.integral(
             lambda z, analytic: _integrand(line, z, analytic, x, sigma2, shift),
-            -R, R, rel_tol=TOLERANCE, abs_tol=TOLERANCE / 2**20, eval_limit=EVALUATIONS,
+            -R, R, rel_tol=TOLERANCE, abs_tol=TOLERANCE / 2**20, eval_limit=evaluations,
         ).real  # fmt: skip
     tail = (arb(-0.5) * R * R + shift).exp()  # 2 Φ(-R) sqrt(2π) < 2 exp(-R²/2) / R
     total += arb(tail / 2, tail / 2)
@@ -257,24 +281,29 @@ def random_case(rng: np.random.Generator, m: int, kind: str, activation: str) ->
     sigma2 = float(few_bits(10.0 ** rng.uniform(-6, 1)))
     mix = m > 1 and rng.random() < 0.5
     depth, degree = int(rng.integers(1, 3)), int(rng.integers(1, 4))
-    lines, xs, truth = [], [], arb(0)
+    # Outputs that are turned are linear in the last layer; of the others a quarter is bent.
+    last = activation if not mix and rng.random() < 0.25 else "identity"
+    lines, xs = [], []
     for _ in range(m):
         n = 1 if mix else int(rng.integers(1, 4 if m == 1 else 3))
-        line = _random_line(rng, kind, activation, n, depth, degree, L)
+        line = _random_line(rng, kind, activation, last, n, depth, degree, L)
         x = _floats(line, rng.standard_normal(1))[:, 0] + math.sqrt(sigma2) * rng.standard_normal(n)
         if kind == "outlier":
             x = x + rng.standard_normal(n) * 10 ** rng.uniform(-0.5, 1.5 if m == 1 else 1.0)
-        x = few_bits(x)
-        truth += log_p_of_line(line, x, sigma2)
         lines.append(line)
-        xs.append(x)
+        xs.append(few_bits(x))
     model, x = assemble(lines, xs, sigma2, mix)
-    flint.ctx.prec = 2 * PRECISION
-    return Case(model, x, kind, truth - (len(x) * arb(L).log() if mix else 0))
+
+    def log_p() -> Any:
+        truth = sum((log_p_of_line(*each, sigma2) for each in zip(lines, xs, strict=True)), arb(0))
+        flint.ctx.prec = 2 * PRECISION
+        return truth - (len(x) * arb(L).log() if mix else 0)
+
+    return Case(model, x, kind, log_p)
 
 
 def _random_line(
-    rng: np.random.Generator, kind: str, activation: str, n: int, depth: int, degree: int, L: float
+    rng: np.random.Generator, kind: str, activation: str, last: str, n: int, depth: int, degree: int, L: float
 ) -> Line:
     large = rng.uniform(5, 20) if kind == "large" else 1.0
     if activation == "polynomial":
@@ -294,5 +323,155 @@ def _random_line(
                 W[0], b[0] = 0.0, rng.choice([0.0, -1.0, 0.5])
             if k > 0 and fan_in > 1:  # nothing sees it
                 W[:, 1] = 0.0
-        layers.append((W, b, activation if k < depth else "identity"))
+        layers.append((W, b, activation if k < depth else last))
     return Line(layers)
+
+
+# ---------------------------------------------------------- dense smooth decoders, m = 2 (or 3, slowly)
+
+LEVELS = 70.0  # nats below the peak, where the trapezoidal sum ends
+STEPS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.13, 0.09)  # of the sum, in standard deviations of the mode
+POINTS = 50_000  # of a sum: beyond, the case is left undecided
+
+
+def random_dense_case(rng: np.random.Generator, m: int, kind: str, activation: str) -> Case:
+    """A random smooth decoder that does not fall into lines, σ² in 1e-6 to 10, and one observation.
+
+    Its weights are any floats. The truth is not proved: see `log_p_by_trapezoid`.
+    """
+    sigma2 = 10.0 ** rng.uniform(-6, 1)
+    n = int(rng.integers(m, m + 3))
+    if activation == "polynomial":
+        decoder: Any = ri.Polynomial(m, n, int(rng.integers(1, 4)))
+        theta = decoder.init(rng)
+    else:
+        hidden = [int(rng.integers(3, 9)) for _ in range(int(rng.integers(1, 3)))]
+        decoder = ri.MLP((m, *hidden, n), activation, activation if rng.random() < 0.25 else "identity")
+        theta = decoder.init(rng)
+        W, b = next(decoder.unpack(theta))  # views
+        if kind == "dead":
+            W[0], b[0] = 0.0, rng.choice([0.0, -1.0, 0.5])
+        W *= rng.uniform(2, 5) if kind == "large" else 1.0
+    model = ri.NonlinearICA(decoder, theta, sigma2)
+    x = model.sample(1, rng)[1][0]
+    if kind == "outlier":
+        x = x + rng.standard_normal(n) * 10 ** rng.uniform(-0.5, 0.5)
+    return Case(model, x, kind, lambda: log_p_by_trapezoid(model, x))
+
+
+def log_p_by_trapezoid(model: ri.NonlinearICA, x: np.ndarray) -> Any:
+    """log p(x) of a smooth decoder by two trapezoidal sums in ball arithmetic, and how far they differ.
+
+    The sums run over lattices c + L t h, t integer. The logarithm of their error falls as 1/h, or 1/h² where
+    the integrand is entire, so the finer of two steps is right to 1.4 times the digits in which they agree,
+    or twice. Points enter from the modes outwards, as far as the exponent is within LEVELS of its peak. If
+    no two successive steps agree to 1e-16 the ball is infinite.
+    """
+    flint.ctx.prec = 2 * PRECISION
+    modes, L = _modes_and_scale(model, x)
+    before = None
+    for h in STEPS:
+        t = _active(model, x, modes, L * h)
+        if t is None:
+            break
+        now = _sum_in_arb(model, x, modes[0], L, h, t)
+        if before is not None and abs(float((now - before).mid())) < 1e-16 * (1.0 + abs(float(now.mid()))):
+            return now + arb(0, abs(float((now - before).mid())) + 1e-25)
+        before = now
+    return arb(0, math.inf)
+
+
+def _exponent(model: ri.NonlinearICA, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """-‖x - g(z)‖²/2σ² - ‖z‖²/2 in floats, (K,)."""
+    residual = x - model.decoder(model.theta, z)
+    return -0.5 * ((residual**2).sum(axis=1) / model.sigma2 + (z**2).sum(axis=1))
+
+
+def _modes_and_scale(model: ri.NonlinearICA, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The modes that matter, best first, (·, m), and L with L Lᵀ = (JᵀJ/σ² + I)⁻¹ at the best."""
+    m = model.latent_dim
+    per_axis = {2: 201, 3: 41}[m]
+    axis = np.linspace(-10, 10, per_axis)
+    z = np.stack(np.meshgrid(*[axis] * m, indexing="ij"), axis=-1).reshape(-1, m)
+    F = _exponent(model, x, z).reshape((per_axis,) * m)
+    highest = ndimage.maximum_filter(F, size=3) == F
+    starts = z[highest.ravel()][np.argsort(-F[highest])][:40]
+    found = []
+    for start in starts:
+        for scale in (1.0, 1e-3):  # from where the first search ends, on another scale
+            best = optimize.minimize(
+                lambda t, start=start, scale=scale: -_exponent(model, x, (start + scale * t)[None])[0],
+                np.zeros(m), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-6, "maxiter": 2000},
+            )  # fmt: skip
+            start = start + scale * best.x
+        found.append((best.fun, start))
+    found.sort(key=lambda each: each[0])
+    modes = np.array([mode for value, mode in found if value < found[0][0] + LEVELS])
+    J = (
+        model.decoder(model.theta, modes[0] + 1e-5 * np.eye(m))
+        - model.decoder(model.theta, modes[0] - 1e-5 * np.eye(m))
+    ) / 2e-5
+    return modes, np.linalg.cholesky(np.linalg.inv(J @ J.T / model.sigma2 + np.eye(m)))
+
+
+def _active(model: ri.NonlinearICA, x: np.ndarray, modes: np.ndarray, step: np.ndarray) -> Any:
+    """The t (K, m) of lattice points modes[0] + step t joined to a mode above the level, or None."""
+    m = modes.shape[1]
+    around = np.array(list(itertools.product([-1, 0, 1], repeat=m)))
+    floor = _exponent(model, x, modes).max() - LEVELS
+    front = np.rint(np.linalg.solve(step, (modes - modes[0]).T).T).astype(int)
+    front = np.unique((front[:, None] + around).reshape(-1, m), axis=0)
+    active: set[tuple[int, ...]] = set()
+    while len(front) and len(active) <= POINTS:
+        front = front[_exponent(model, x, modes[0] + front @ step.T) > floor]
+        active.update(map(tuple, front))
+        front = {tuple(t) for t in (front[:, None] + around).reshape(-1, m)} - active
+        front = np.array(sorted(front)).reshape(-1, m)
+    return np.array(sorted(active)) if len(active) <= POINTS else None
+
+
+def _sum_in_arb(
+    model: ri.NonlinearICA, x: np.ndarray, centre: np.ndarray, L: np.ndarray, h: float, t: np.ndarray
+) -> Any:
+    """log Σ_t exp F(centre + L t h) h^m |det L|, with the constants of the model, in balls."""
+    sigma2, m = arb(model.sigma2), len(centre)
+    step = arb_mat(L.tolist()) * arb(h)
+    z = _plus(arb_mat(t.tolist()) * step.transpose(), centre)
+    K, total = len(t), arb(0)
+    residuals = (_plus(_decode_rows(model.decoder, model.theta, z), -x)).entries()
+    places = z.entries()
+    n = len(x)
+    shift = float(_exponent(model, x, centre[None])[0])
+    for k in range(K):
+        squared = sum((v * v for v in residuals[k * n : (k + 1) * n]), arb(0)) / sigma2
+        total += (-(squared + sum((v * v for v in places[k * m : (k + 1) * m]), arb(0))) / 2 - shift).exp()
+    constant = (n * (2 * arb.pi() * sigma2).log() + m * (2 * arb.pi()).log()) / 2
+    return total.log() + shift + step.det().abs_upper().log() - constant
+
+
+def _decode_rows(decoder: Any, theta: np.ndarray, z: Any) -> Any:
+    """g at the rows of an arb_mat."""
+    if isinstance(decoder, ri.Polynomial):
+        monomials = [
+            [
+                math.prod((v**e for v, e in zip(row, alpha, strict=True)), start=arb(1))
+                for alpha in decoder.exponents
+            ]
+            for row in z.tolist()
+        ]
+        return arb_mat(monomials) * arb_mat(theta.reshape(decoder.data_dim, -1).T.tolist())
+    h = z
+    for (W, b), activation in zip(decoder.unpack(theta), decoder.activations, strict=True):
+        a = _plus(h * arb_mat(W.T.tolist()), b)
+        h = arb_mat(a.nrows(), a.ncols(), [_real(activation.name, v) for v in a.entries()])
+    return h
+
+
+def _real(name: str, a: Any) -> Any:
+    """An activation of a real ball."""
+    return (1 + a.exp()).log() if name == "softplus" else _activate(name, a, False)
+
+
+def _plus(rows: Any, b: np.ndarray) -> Any:
+    """An arb_mat with b added to each row."""
+    return rows + arb_mat(rows.nrows(), 1, [1] * rows.nrows()) * arb_mat([b.tolist()])

@@ -132,6 +132,15 @@ def test_the_remainder_bounds_how_far_f_strays_from_its_tangent_on_a_disc(f):
     assert f.name == "identity" or isinstance(f, LeakyReLU) or (distance > bound / 3 + slack)[finite].any()
 
 
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "softplus"])
+def test_the_remainder_holds_where_cosh_overflows(name):
+    """cosh 711 is inf, but the disc of radius 700 about 711 comes as near as 11 to where tanh is not flat."""
+    f = as_activation("activation", name)
+    a, radius = (2.0 if name != "tanh" else 1.0) * np.array([711.0, 700.0])
+    exact = {"tanh": 2.0 * math.exp(-22.0), "sigmoid": math.exp(-22.0), "softplus": math.exp(-22.0)}[name]
+    assert f.remainder(np.array(a), np.array(radius)) >= 0.99 * exact  # at w = -radius
+
+
 @by_name
 def test_the_remainder_rises_with_the_radius_and_is_infinite_at_infinity(f):
     a, _ = discs(200)

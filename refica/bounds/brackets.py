@@ -74,7 +74,7 @@ def exponent(enclosure: Enclosure, x: Array, sigma2: float, c: Array, r: Array) 
 
     -‖w - Jδ‖²/2σ² - ‖c + δ‖²/2 = F0 + b·δ - δᵀAδ/2 exactly. Every term of the right side is a part of
     (|w| + |J| r)²/2σ² + (|c| + r)²/2 with moduli in place of signs; each is computed by at most
-    n + m + 8 operations.
+    n + m + 8 operations. F0 is nan, of which nothing follows, where it exceeds the range of floats.
     """
     m, n = c.shape[1], len(x)
     w = x - enclosure.g
@@ -82,6 +82,7 @@ def exponent(enclosure: Enclosure, x: Array, sigma2: float, c: Array, r: Array) 
     b = np.einsum("cnm,cn->cm", J, w) / sigma2 - c
     A = J.transpose(0, 2, 1) @ J / sigma2 + np.eye(m)
     F0 = -0.5 * (_square(w) / sigma2 + _square(c))
+    F0[np.isneginf(F0)] = np.nan  # -inf would be too low for a bound from above
     spread = np.einsum("cnm,cm->cn", np.abs(J), r) * GROW
     terms = 0.5 * (_square(np.abs(w) + spread) / sigma2 + _square(np.abs(c) + r))
     doubt = (n + m + 24) * U * terms + (256.0 + 16.0 * _logs(r)) * U
