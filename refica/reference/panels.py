@@ -31,11 +31,11 @@ ORDERS = (11, 12)
 TAME = 2.0
 """How far q may move along half an axis of a box: the rule of order 11 is then right to about 1e-11."""
 
-MOST_CELLS = {1: 50_000, 2: 500_000, 3: 500_000}
-"""Cells that are looked at, by m: a few seconds at most."""
+MOST_CELLS = {1: 50_000, 2: 2_000_000, 3: 500_000}
+"""Cells that are looked at, by m: some seconds. For m = 2 they follow ridges, which may be long."""
 
-MOST_POINTS = {1: 2**17, 2: 2**22, 3: 2**22}
-"""Points of the finer rule on all boxes, by m: some seconds, and 100 MB."""
+MOST_POINTS = {1: 2**17, 2: 2**24, 3: 2**22}
+"""Points of the finer rule on all boxes, by m: 10 seconds and 400 MB at most."""
 
 TRIM = 1e-3
 """A point is left out if it contributes less than this part of what a dropped cell may."""
@@ -73,7 +73,9 @@ def panels_for(
     pruned = math.exp(found.log_pruned[0] + F)
     for _ in range(MOST_ROUNDS):
         excess = error > 0.25 * tolerance * integral.sum() / len(error)
-        if error.sum() + pruned <= tolerance * integral.sum() or len(error) + excess.sum() > most:
+        if error.sum() + pruned <= tolerance * integral.sum() or not excess.any():
+            break
+        if len(error) + excess.sum() > most:
             break
         worst = boxes.at(excess)
         parts = halves(worst, worst.width)
