@@ -53,7 +53,8 @@ __all__ = [
 TILE = 2**17
 """Bound on (observations x nodes x (n + 1)) in a tile. Its arrays are then at most half a MiB each and
 stay in cache, and its matrix products are of a size that OpenBLAS does with one thread: with more threads
-products this small are no faster, and a hundred times slower on a busy machine (benchmarks/blas.py)."""
+products this small are no faster, and on a busy machine now and then tens of times slower
+(benchmarks/blas.py)."""
 
 DECODER_ROWS = 1024
 """Nodes that pass through a decoder at a time: bounds the memory of its hidden layers, and keeps
