@@ -8,6 +8,7 @@ import pytest
 from refica.decoders import MLP, Polynomial
 from refica.encoder import encode
 from refica.exact import probabilistic_pca
+from refica.fit import schedules
 from refica.fit import vae as fit_module
 from refica.fit.adam import adam_start, adam_step
 from refica.fit.vae import fit_vae, initial_vae
@@ -174,9 +175,9 @@ def test_the_units_of_the_data_do_not_matter(shift, scale, curved_data):
     *_, (W, b) = decoder.unpack(other)
     W *= scale
     b[...] = scale * b + shift
-    one = fit_vae(initial_vae(NonlinearICA(decoder, theta, 1.0), x), x, max_iter=1000)
+    one = fit_vae(initial_vae(NonlinearICA(decoder, theta, 1.0), x), x, max_iter=500)
     x = shift + scale * x
-    two = fit_vae(initial_vae(NonlinearICA(decoder, other, scale**2), x), x, max_iter=1000)
+    two = fit_vae(initial_vae(NonlinearICA(decoder, other, scale**2), x), x, max_iter=500)
     jacobian = 2 * math.log(scale)
     for a, b in zip(one.history, two.history, strict=True):
         assert a.objective == pytest.approx(b.objective + jacobian, abs=EQUIVARIANCE)
@@ -249,7 +250,7 @@ def test_an_affine_fit_reaches_probabilistic_pca(affine_data):
 
 def test_a_curved_fit_comes_near_the_truth(curved_data):
     truth, x = curved_data
-    fit = fit_vae(start(MLP((1, 8, 2)), x), x, max_iter=6000)
+    fit = fit_vae(start(MLP((1, 8, 2)), x), x, max_iter=4000)
     target = log_likelihood(truth, x, gradient=False).total / len(x)
     reached = fit.log_likelihood.total / len(x)
     assert reached >= target - 0.1
@@ -289,7 +290,7 @@ def test_data_are_never_written_to(affine_data):
 
 
 def test_every_observation_is_seen_once_a_pass():
-    batches = fit_module._batches(1050, 100, np.random.default_rng(0))
+    batches = schedules.batches(1050, 100, np.random.default_rng(0))
     sizes, rows = [], []
     for _ in range(11):
         batch = next(batches)
@@ -334,10 +335,10 @@ def test_the_history_counts_steps_and_times(affine_data):
 
 
 def test_a_plateau_lowers_the_rate_and_then_ends():
-    plateau = fit_module._Plateau(0.0)
+    plateau = schedules.Plateau(0.0)
     trace = []
     for value in (1.0, 1.5, 1.4, 1.5001, 2.0, 1.0, 1.0, 1.0, 3.0):
-        plateau = fit_module._next_plateau(plateau, value, 1e-3)
+        plateau = schedules.next_plateau(plateau, value, 1e-3)
         trace.append((plateau.waited, plateau.lowered))
     assert trace == [(0, 0), (0, 0), (1, 0), (2, 0), (0, 0), (1, 0), (2, 0), (0, 1), (0, 1)]
     assert plateau.best == 3.0

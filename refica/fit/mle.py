@@ -1,105 +1,68 @@
-"""Direct maximum likelihood (Exercise 2): L-BFGS on the log-likelihood itself.
+"""Direct maximum likelihood (Exercise 2): the likelihood itself, by one of several methods.
 
 A quadrature rule that is too coarse for σ misleads an optimiser: it prefers a wrong model whose value
-the rule overrates. Hence the fit runs in rounds. In each, nodes are frozen, so that value and gradient
-belong to one smooth function; after it the model is evaluated again on nodes made for it, and the round
-counts only if that value has risen. The value reported at the end comes from yet other nodes.
+the rule overrates. Hence a fit runs in rounds on frozen nodes, judged by the value on nodes made anew, and
+the value reported at the end comes from yet other nodes.
 """
 
-# notation: N observations, n data, m latent, p parameters; u = (v, log σ²), what is optimised, with
-# θ = shift + units v, so that the units and the origin of the data do not matter
+# notation: N observations, n data, m latent, p parameters
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
-from scipy import optimize
 
-from refica.exact import ExactLinear
-from refica.fit.result import Fit, Step
-from refica.fit.starts import (
-    check_training_data,
-    output_shift,
-    output_units,
-    principal_start,
-    sigma2_floor,
-    standardisation,
-)
-from refica.grids import grid_that_resolves
-from refica.marginal import Likelihood, log_likelihood
+from refica.files.messages import PathLike
+from refica.fit import em, gradient_ascent, lbfgs, stochastic
+from refica.fit.checkpoint import Keeper, digest, name_of
+from refica.fit.problem import OBJECTIVES, Problem, Round, Settings
+from refica.fit.result import Fit
+from refica.fit.run import run
+from refica.fit.schedules import SCHEDULES
+from refica.fit.starts import check_training_data
+from refica.fit.watch import Callback, Watch
+from refica.marginal import Likelihood
 from refica.model import NonlinearICA, check_model
-from refica.quadrature import FixedNodes, Integrator, Quadrature
-from refica.rules import gauss_hermite
+from refica.quadrature import Integrator
 from refica.validation import Array, check_choice, check_count, check_generator, check_number
 
-__all__ = ["METHODS", "fit_mle"]
+__all__ = ["METHODS", "Method", "fit_mle"]
 
-METHODS = ("l-bfgs",)
 
-TRIAL_STEPS = 60
-"""Iterations that every start gets before all but the best are dropped."""
+class Method(Protocol):
+    """How a fit starts, goes on and ends; a state is a NamedTuple that offers ``best``, a `Round`."""
 
-ROUND_STEPS = {1: 100}
-"""Iterations on one set of frozen nodes, by latent dimension; otherwise `SHORT_ROUND`."""
+    def begin(self, problem: Problem) -> Any:
+        """Return the first state."""
 
-SHORT_ROUND = 25
-"""While parameters move far, frozen nodes at the posterior modes promise too much."""
+    def advance(self, problem: Problem, state: Any, rng: np.random.Generator) -> Any:
+        """Return the next state: a function of the state and of the generator's."""
 
-ROUND_TOLERANCE = 0.03
-"""Halving error (nats, of the worst observation) of a round's grid: about 1e-3 in truth."""
+    def ending(self, problem: Problem, state: Any) -> str | None:
+        """Return the status with which the fit ends here, None if it goes on."""
 
-SHARED_NODES = 4096
-"""Largest grid that all observations share; where σ needs a finer one each gets nodes at its own modes."""
+
+METHODS: dict[str, Method] = {
+    "l-bfgs": lbfgs.METHOD,
+    "em": em.METHOD,
+    "gradient-ascent": gradient_ascent.METHOD,
+    "adam": stochastic.ADAM,
+    "sgd": stochastic.SGD,
+}
+
+STOCHASTIC = ("adam", "sgd")
+
+MAX_ITER = {"adam": 20_000, "sgd": 20_000}
+"""Where none is given, by method; 2000 for the others."""
 
 AGREEMENT = 1e-3
 """Largest difference (nats per observation) allowed between the optimiser's value and its re-evaluation."""
 
-Callback = Callable[[Step], object]
-
-
-class _Round(NamedTuple):
-    model: NonlinearICA
-    value: float  # mean log-likelihood on nodes made for the model
-    steps: tuple[Step, ...]
-    stopped: bool  # by the callback
-
-
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    """What stays the same during a fit."""
-
-    x: Array
-    integrator: Integrator | None
-    callback: Callback | None
-    executor: Executor | None
-    started: float
-
-    @property
-    def floor(self) -> float:
-        return sigma2_floor(self.x)
-
-    def evaluate(self, model: NonlinearICA, integrator: Integrator | None, gradient: bool) -> Likelihood:
-        return log_likelihood(model, self.x, integrator, gradient, self.executor)
-
-    def nodes_for(self, model: NonlinearICA) -> Integrator:
-        """Return nodes made for this model and frozen, or an integrator that does without."""
-        if isinstance(self.integrator, Quadrature):
-            return FixedNodes(*self.integrator.nodes(model, self.x))
-        if self.integrator is not None:
-            return self.integrator
-        if getattr(model.decoder, "is_affine", False):
-            return ExactLinear()
-        grid = None
-        if model.latent_dim == 1:
-            grid = grid_that_resolves(model, self.x, ROUND_TOLERANCE, SHARED_NODES)
-        rule = Quadrature(gauss_hermite(5), proposal="modes") if grid is None else Quadrature(grid)
-        return FixedNodes(*rule.nodes(model, self.x))
+NEARBY = 1.1
+"""Factor on σ² by which it is seen which observations pull it down."""
 
 
 def fit_mle(
@@ -108,14 +71,23 @@ def fit_mle(
     integrator: Integrator | None = None,
     *,
     method: str = "l-bfgs",
+    objective: str = "log-likelihood",
     n_starts: int = 4,
-    max_iter: int = 2000,
+    max_iter: int | None = None,
     tol: float = 1e-4,
     rng: Any = 0,
     callback: Callback | None = None,
+    checkpoint: PathLike | None = None,
+    resume: PathLike | None = None,
     executor: Executor | None = None,
+    verbose: bool = False,
+    fixed_sigma2: bool = False,
+    batch_size: int = 100,
+    learning_rate: float = 0.01,
+    schedule: str = "plateau",
+    fresh_nodes: int | None = None,
 ) -> Fit:
-    """Maximise Σ_i log p(x_i) over (θ, log σ²).
+    """Maximise Σ_i log p(x_i), or the documents' Σ_i p(x_i), over (θ, σ²).
 
     Parameters
     ----------
@@ -124,144 +96,172 @@ def fit_mle(
     x : array_like (N, n)
         At least two observations.
     integrator : Integrator, optional
-        Used throughout as it is, its nodes frozen within a round if it is a `Quadrature`. None: a grid that
-        follows σ for one latent dimension, nodes at the posterior modes for more.
+        Used throughout as it is, its nodes frozen within a round. None: a grid that follows σ for one latent
+        dimension, nodes at the posterior modes for more.
     method : str
-        "l-bfgs".
+        "l-bfgs"; "em", expectation and maximisation; "gradient-ascent", the documents' algorithm; "adam"
+        and "sgd", stochastic ascent on minibatches.
+    objective : str
+        "log-likelihood", or "density-sum": E(4) as it is written, which has no maximum where σ² is free. It
+        is worked with, and reported in the history, as the log of the mean density.
     n_starts : int
         Starts >= 1: the model given, then ones from principal components (`principal_start`). Each is
-        tried for `TRIAL_STEPS` iterations and the best one is run to the end.
-    max_iter : int
-        Iterations of the run to the end, trial included.
+        tried for a few iterations (the stochastic methods: evaluated) and the best one is run to the end.
+    max_iter : int, optional
+        Iterations of the run to the end, trial included; 2000, or 20 000 of the stochastic methods.
     tol : float
-        Converged when a round raises the mean log-likelihood by less than this (nats per observation).
+        Converged when a round raises the mean objective by less than this (nats per observation).
     rng : int or numpy.random.Generator
-        For the starts.
+        For the starts, and the batches and nodes of the stochastic methods.
     callback : callable, optional
         Called with each `Step`; a true return value stops the fit.
+    checkpoint : path, optional
+        A JSON file that holds the state of the fit after the last round, about every second: whole at any
+        moment, whatever happens.
+    resume : path, optional
+        A checkpoint to go on from, bit for bit as if the fit had not been interrupted: what the round after
+        it had done is done again. All arguments must be as they were, but for ``max_iter``, ``callback``,
+        ``executor``, ``verbose`` and the paths.
     executor : concurrent.futures.Executor, optional
-        As in `log_likelihood`.
+        As in `log_likelihood`, and for EM's expectations; its maximisations, and the steps of the stochastic
+        methods, are taken here. The result does not depend on it.
+    verbose : bool
+        Whether to show progress on stderr.
+    fixed_sigma2 : bool
+        Whether σ² stays as it is in ``model``.
+    batch_size : int
+        Most observations in a step of "adam" and "sgd".
+    learning_rate : float
+        Their rate at the start, > 0, in coordinates in which the data are standardised.
+    schedule : str
+        Of their rate: "plateau" divides it by 3 when 3 rounds of 200 steps in a row brought no gain, and ends
+        after the fourth time; "constant" and "inverse-time" end the first time.
+    fresh_nodes : int, optional
+        Draws >= 2 from the prior in each of their steps, in place of ``integrator``'s nodes, frozen in each
+        round: unbiased for "density-sum", biased for "log-likelihood" (`refica.fit.stochastic`).
 
     Returns
     -------
     Fit
-        ``status`` is "converged", "iteration limit", "stopped by callback", "collapsed" (σ² at its
-        floor, 1e-8 of the data's variance: the likelihood is unbounded) or "integrator not converged".
+        ``status`` is "converged", "iteration limit", "stopped by callback", "interrupted" (by Ctrl-C: the
+        best model so far), "collapsed" (σ² at its floor, 1e-8 of the data's variance: the objective is
+        unbounded), "diverged" or "integrator not converged". ``log_likelihood`` is that of the data,
+        whatever the objective, by an integrator the optimiser did not use.
 
     Raises
     ------
     TypeError, ValueError
-        For bad data or arguments.
+        For bad data or arguments; ``DataError`` for a checkpoint that is not of this fit.
+    OutputError
+        If the checkpoint cannot be written.
     """
     x = check_model(model).check_data(x)
     check_training_data(x)
-    check_choice("method", method, METHODS)
-    count, limit = check_count("n_starts", n_starts), check_count("max_iter", max_iter)
-    tol, rng = check_number("tol", tol, above=0.0), check_generator(rng)
-    problem = _Problem(x, integrator, callback, executor, time.perf_counter())
-    best = _run_round(problem, model, 0, min(TRIAL_STEPS, limit))
-    for start in range(1, count):
-        if best.stopped:
-            break
-        candidate = principal_start(model.decoder, x, rng, rotate=start > 1)
-        trial = _run_round(problem, candidate, 0, min(TRIAL_STEPS, limit))
-        best = max(best, trial, key=lambda tried: (tried.stopped, tried.value))
-    best, status = _rounds_to_the_end(problem, best, limit, tol)
-    return _finish(problem, best, status, limit, tol)
-
-
-def _rounds_to_the_end(problem: _Problem, best: _Round, limit: int, tol: float) -> tuple[_Round, str]:
-    """Run rounds until one raises the re-evaluated value by less than ``tol``; return why it ended.
-
-    A round that lowers it has been misled by its frozen nodes: it does not count, its steps are not part of
-    the history, and the next one is half as long.
-    """
-    longest = ROUND_STEPS.get(best.model.latent_dim, SHORT_ROUND)
-    while True:
-        if best.stopped:
-            return best, "stopped by callback"
-        if best.model.sigma2 <= 1.01 * problem.floor:
-            return best, "collapsed"
-        done = best.steps[-1].iteration if best.steps else 0
-        if done >= limit:
-            return best, "iteration limit"
-        latest = _run_round(problem, best.model, done, min(longest, limit - done))
-        gain = latest.value - best.value
-        if gain >= 0.0:
-            best = latest._replace(steps=best.steps + latest.steps)
-        else:
-            best, longest = best._replace(stopped=latest.stopped), longest // 2
-        if not best.stopped and (0.0 <= gain < tol or longest == 0):
-            return best, "converged" if gain >= -tol else "integrator not converged"
-
-
-def _run_round(problem: _Problem, start: NonlinearICA, done: int, steps: int) -> _Round:
-    """Run L-BFGS on nodes made for ``start`` and frozen, then re-evaluate on nodes made for the result."""
-    nodes = problem.nodes_for(start)
-    N = len(problem.x)
-    history: list[Step] = []
-    stopped = False
-
-    mean, sd = standardisation(problem.x)
-    shift, units = output_shift(start.decoder, mean), output_units(start.decoder, sd)
-
-    def model_at(u: Array) -> NonlinearICA:
-        return start.replace(theta=shift + units * u[:-1], sigma2=math.exp(u[-1]))
-
-    def loss(u: Array) -> tuple[float, Array]:
-        model = model_at(u)
-        result = problem.evaluate(model, nodes, gradient=True)
-        assert result.gradient is not None
-        by_log_sigma2 = model.sigma2 * result.gradient.sigma2  # chain rule: dσ²/d log σ² = σ²
-        return -result.total / N, -np.append(units * result.gradient.theta, by_log_sigma2) / N
-
-    def report(intermediate_result: Any) -> None:
-        nonlocal stopped
-        step = Step(
-            done + len(history) + 1,
-            -float(intermediate_result.fun),
-            math.exp(intermediate_result.x[-1]),
-            time.perf_counter() - problem.started,
-        )
-        history.append(step)
-        if problem.callback is not None and problem.callback(step):
-            stopped = True
-            raise StopIteration
-
-    u = np.append((start.theta - shift) / units, math.log(max(start.sigma2, problem.floor)))
-    bounds = [(None, None)] * (len(u) - 1) + [(math.log(problem.floor), None)]
-    found = optimize.minimize(
-        loss,
-        u,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        callback=report,
-        options={"maxiter": steps, "maxfun": 2 * steps + 20, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-7},
+    limit = MAX_ITER.get(method, 2000) if max_iter is None else max_iter
+    settings = Settings(
+        method=check_choice("method", method, METHODS),
+        objective=check_choice("objective", objective, OBJECTIVES),
+        n_starts=check_count("n_starts", n_starts),
+        max_iter=check_count("max_iter", limit),
+        tol=check_number("tol", tol, above=0.0),
+        fixed_sigma2=bool(fixed_sigma2),
+        batch_size=check_count("batch_size", batch_size),
+        learning_rate=check_number("learning_rate", learning_rate, above=0.0),
+        schedule=check_choice("schedule", schedule, SCHEDULES),
+        fresh_nodes=None if fresh_nodes is None else check_count("fresh_nodes", fresh_nodes, minimum=2),
     )
-    model = model_at(found.x)
-    value = problem.evaluate(model, problem.nodes_for(model), gradient=False).total / N
-    return _Round(model, value, tuple(history), stopped)
+    if fresh_nodes is not None and method not in STOCHASTIC:
+        raise ValueError(
+            f"fresh_nodes is for the methods {' and '.join(STOCHASTIC)}, got method={method!r}, which needs "
+            "its nodes frozen within a round; give an integrator instead"
+        )
+    rng = check_generator(rng)
+    watch = Watch(callback, verbose)
+    problem = Problem(model, x, integrator, settings, watch, executor)
+    keeper = Keeper(_identity(problem, rng), watch, checkpoint, resume)
+    chosen = METHODS[method]
+    state, status = run(
+        lambda: chosen.begin(problem),
+        lambda state: chosen.advance(problem, state, rng),
+        lambda state: chosen.ending(problem, state),
+        rng,
+        watch,
+        keeper,
+        model,
+    )
+    if status is None:
+        return _interrupted(problem, state.best, keeper)
+    return _finish(problem, state.best, status)
 
 
-def _finish(problem: _Problem, best: _Round, status: str, limit: int, tol: float) -> Fit:
+def _identity(problem: Problem, rng: np.random.Generator) -> dict[str, Any]:
+    """Return what a checkpoint must agree in to be one of this fit."""
+    settings = problem.settings._asdict()
+    del settings["max_iter"]  # a fit may go on beyond its limit
+    return {
+        "kind": "fit_mle",
+        "decoder": name_of(problem.start.decoder),
+        "model": digest(problem.start.theta, np.array(problem.start.sigma2)),
+        "data": digest(problem.x),
+        "integrator": name_of(problem.integrator),
+        **settings,
+        "rng": name_of(rng.bit_generator.state),
+    }
+
+
+def _interrupted(problem: Problem, best: Round, keeper: Keeper) -> Fit:
+    """Return the best model so far, evaluated here: Ctrl-C has reached the executor's workers too."""
+    result = replace(problem, executor=None).evaluate(best.model, None, gradient=False)
+    return Fit(best.model, result, best.steps, "interrupted", f"interrupted by Ctrl-C: {keeper.words()}")
+
+
+def _finish(problem: Problem, best: Round, status: str) -> Fit:
     """Re-evaluate on other nodes than the optimiser's (exactly for an affine decoder); say how it ended."""
     result = problem.evaluate(best.model, None, gradient=False)
-    difference = abs(result.total / len(problem.x) - best.value)
+    difference = abs(problem.mean_objective(result.per_observation) - best.value)
     unsure = int((~result.converged).sum())
     if status == "converged" and (difference > AGREEMENT or unsure):
         status = "integrator not converged"
-    sentences = {
-        "converged": f"a further round raised the mean log-likelihood by less than {tol:g} nats",
-        "iteration limit": f"the limit of {limit} iterations was reached; give a larger max_iter",
-        "stopped by callback": "the callback returned a true value",
-        "collapsed": (
-            f"sigma2 reached its floor {problem.floor:.3g}: the decoder passes through the data and the "
-            "likelihood is unbounded; take a smaller decoder or more data, or fix sigma2"
-        ),
-        "integrator not converged": (
-            f"the optimiser's value and its re-evaluation differ by {difference:.2g} nats per observation "
-            f"or no round raises it: {result.message}"
-        ),
-    }
-    return Fit(best.model, result, best.steps, status, sentences[status])
+    return Fit(
+        best.model, result, best.steps, status, _sentence(problem, best.model, status, difference, result)
+    )
+
+
+def _sentence(
+    problem: Problem, model: NonlinearICA, status: str, difference: float, result: Likelihood
+) -> str:
+    """Return a sentence that explains a status."""
+    settings = problem.settings
+    what = "log of the mean density" if settings.objective == "density-sum" else "mean log-likelihood"
+    if status == "converged":
+        rounds = "rounds at the last rate" if settings.method in STOCHASTIC else "a further round"
+        return f"{rounds} raised the {what} by less than {settings.tol:g} nats"
+    if status == "iteration limit":
+        return f"the limit of {settings.max_iter} iterations was reached; give a larger max_iter"
+    if status == "stopped by callback":
+        return "the callback returned a true value"
+    if status == "diverged":
+        return f"parameters became infinite; take a smaller learning_rate than {settings.learning_rate:g}"
+    if status == "collapsed":
+        return (
+            f"sigma2 reached its floor {problem.floor:.3g}: the decoder passes through "
+            f"{_who_pulls(problem, model)} and the objective is unbounded; take a smaller decoder, more or "
+            "unrounded data, or fixed_sigma2=True"
+        )
+    return (
+        f"the optimiser's value and its re-evaluation differ by {difference:.2g} nats per observation "
+        f"or no round raises it: {result.message}"
+    )
+
+
+def _who_pulls(problem: Problem, model: NonlinearICA) -> str:
+    """Return which observations pull σ² down, in words: their log p(x_i) falls when σ² rises."""
+    here, above = (
+        problem.evaluate(other, None, gradient=False).per_observation
+        for other in (model, model.replace(sigma2=NEARBY * model.sigma2))
+    )
+    rows: Array = np.flatnonzero(above < here)
+    if len(rows) == len(problem.x):
+        return f"all {len(rows)} observations"
+    some = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+    return f"{len(rows)} of {len(problem.x)} observations (rows {some})"

@@ -13,10 +13,11 @@ __all__ = ["Fit", "Step"]
 
 
 class Step(NamedTuple):
-    """One entry of a history: of `fit_mle` an iteration, of `fit_vae` a round.
+    """One entry of a history: of `fit_mle` an iteration, of the stochastic methods and `fit_vae` a round.
 
-    ``objective`` is the mean per observation (nats) that the optimiser saw: the log-likelihood on its own
-    nodes, or the ELBO at its own noise; ``seconds`` are counted from the start of the fit.
+    ``objective`` is the mean per observation (nats) that the optimiser saw: the log-likelihood (or the log of
+    the mean density) on its own nodes, or the ELBO at its own noise; ``seconds`` are counted from the start
+    of the fit.
     """
 
     iteration: int
@@ -38,7 +39,7 @@ class Fit:
     history : tuple of Step
         Of the run that was kept.
     status : str
-        "converged", "iteration limit", "stopped by callback", "collapsed", "diverged" or
+        "converged", "iteration limit", "stopped by callback", "interrupted", "collapsed", "diverged" or
         "integrator not converged".
     converged : bool
         Whether the status is "converged".

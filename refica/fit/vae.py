@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +24,14 @@ import numpy as np
 from refica.activations import Activation
 from refica.decoders import MLP, Decoder
 from refica.encoder import LINEAR_LOG_VARIANCE
+from refica.files.messages import PathLike
 from refica.fit.adam import AdamState, adam_start, adam_step
+from refica.fit.checkpoint import Keeper, digest, name_of
 from refica.fit.result import Fit, Step
+from refica.fit.run import run
+from refica.fit.schedules import LOWERINGS, PATIENCE, Plateau, batches, next_plateau, rate_of
 from refica.fit.starts import check_training_data, output_units, sigma2_floor, standardisation
+from refica.fit.watch import Callback, Watch
 from refica.marginal import log_likelihood
 from refica.model import NonlinearICA
 from refica.vae import VAE, BoundGradient, elbo_and_gradient, elbo_values
@@ -37,17 +41,6 @@ __all__ = ["fit_vae", "initial_vae"]
 
 ROUND = 500
 """Steps between two evaluations: long enough for an average, and for a gain to show."""
-
-PATIENCE = 3
-"""Rounds in a row without a gain after which the rate is lowered."""
-
-LOWERING = 3.0
-"""What the rate is divided by."""
-
-LOWERINGS = 3
-"""How often it is lowered before the fit ends. Measured on data of eight hidden units with sixteen in the
-fit (m = 1, n = 2, σ² = .01, N = 1000, six seeds, started from principal components): the third lowering
-raised the ELBO per observation by at most .0012 nats and log p(x) by .0008, a fourth by .0004 and .0028."""
 
 HELD = 20_000
 """Most observations in an evaluation; of more, as many are drawn once."""
@@ -66,7 +59,10 @@ def fit_vae(
     learning_rate: float = 0.01,
     tol: float = 1e-3,
     n_samples: int = 1,
-    callback: Callable[[Step], bool | None] | None = None,
+    callback: Callback | None = None,
+    checkpoint: PathLike | None = None,
+    resume: PathLike | None = None,
+    verbose: bool = False,
 ) -> Fit:
     """Return the VAE that maximises the ELBO over (θ, σ², φ), starting from the one given.
 
@@ -90,6 +86,14 @@ def fit_vae(
         Draws of noise for each observation of a batch.
     callback : callable, optional
         Called with each `Step` of the history; True ends the fit.
+    checkpoint : path, optional
+        A JSON file that holds the state of the fit after the last round, about every second: whole at any
+        moment, whatever happens.
+    resume : path, optional
+        A checkpoint to go on from, bit for bit as if the fit had not been interrupted. All arguments must be
+        as they were, but for ``max_iter``, ``callback``, ``verbose`` and the paths.
+    verbose : bool
+        Whether to show progress on stderr.
 
     Returns
     -------
@@ -98,13 +102,16 @@ def fit_vae(
         of the training data and not the bound; ``history``, with a `Step` for the start and for each
         round: its objective is the ELBO per observation (of all data, or of 20 000 observations drawn
         once) of the round's average parameters at noise drawn once for the fit. ``status`` is
-        "converged", "iteration limit", "collapsed" (σ² is at its floor), "diverged" or "stopped by
-        callback".
+        "converged", "iteration limit", "collapsed" (σ² is at its floor), "diverged", "stopped by
+        callback" or "interrupted" (by Ctrl-C: the best so far).
 
     Raises
     ------
     TypeError, ValueError
-        For bad data (fewer than two observations or all equal among them) or arguments out of range.
+        For bad data (fewer than two observations or all equal among them) or arguments out of range;
+        ``DataError`` for a checkpoint that is not of this fit.
+    OutputError
+        If the checkpoint cannot be written.
     """
     if not isinstance(vae, VAE):
         raise TypeError(f"vae must be a VAE, got {vae!r}")
@@ -118,16 +125,45 @@ def fit_vae(
         tol=check_number("tol", tol, above=0.0),
         n_samples=check_count("n_samples", n_samples),
     )
+    watch = Watch(callback, verbose)
+    keeper = Keeper(_identity(vae, x, settings, rng), watch, checkpoint, resume)
+    problem = _problem(vae, x, rng)
     with np.errstate(over="ignore", invalid="ignore"):  # a fit that diverges says so in its status
-        fitted, history, status, message = _train(vae, x, rng, settings, callback)
+        state, ending = run(
+            lambda: _begin(vae, problem),
+            lambda state: _advance(state, x, problem, settings, watch, rng),
+            lambda state: _ending(state, problem, settings, watch),
+            rng,
+            watch,
+            keeper,
+            vae.model,
+        )
+    status, message = ending or ("interrupted", f"interrupted by Ctrl-C: {keeper.words()}")
+    theta, sigma2, phi = _to_parameters(state.best, problem)
+    fitted = vae.replace(model=vae.model.replace(theta=theta, sigma2=float(sigma2)), phi=phi)
     return Fit(
         model=fitted.model,
         log_likelihood=log_likelihood(fitted.model, x, gradient=False),
-        history=tuple(history),
+        history=state.history,
         status=status,
         message=message,
         vae=fitted,
     )
+
+
+def _identity(vae: VAE, x: Array, settings: _Settings, rng: np.random.Generator) -> dict[str, Any]:
+    """Return what a checkpoint must agree in to be one of this fit."""
+    numbers = settings._asdict()
+    del numbers["max_iter"]  # a fit may go on beyond its limit
+    return {
+        "kind": "fit_vae",
+        "decoder": name_of(vae.model.decoder),
+        "encoder": name_of(vae.encoder),
+        "vae": digest(vae.model.theta, np.array(vae.model.sigma2), vae.phi),
+        "data": digest(x),
+        **numbers,
+        "rng": name_of(rng.bit_generator.state),
+    }
 
 
 def initial_vae(
@@ -208,43 +244,51 @@ class _Problem(NamedTuple):
     held_noise: Array
 
 
-class _Plateau(NamedTuple):
-    """Where the value stands: the ``best`` so far, rounds ``waited`` for a better one, ``lowered`` rates."""
+class _State(NamedTuple):
+    """What changes from round to round.
 
-    best: float
-    waited: int = 0
-    lowered: int = 0
+    ``u`` (d,) the last iterate; ``best`` (d,) of the rounds' averages; ``adam``, its moments; ``plateau``;
+    ``history``, empty before the start has been evaluated.
+    """
+
+    u: Array
+    best: Array
+    adam: AdamState
+    plateau: Plateau
+    history: tuple[Step, ...]
 
 
-def _train(
-    vae: VAE,
-    x: Array,
-    rng: np.random.Generator,
-    settings: _Settings,
-    callback: Callable[[Step], bool | None] | None,
-) -> tuple[VAE, list[Step], str, str]:
-    """Run rounds until something ends them; return the best VAE, history, status and message."""
-    began = time.perf_counter()
-    problem = _problem(vae, x, rng)
-    u = best = _to_coordinates(vae, problem)
-    adam = adam_start(len(u))
-    plateau = _Plateau(_held_elbo(u, problem))
-    history = [Step(0, plateau.best, vae.model.sigma2, time.perf_counter() - began)]
-    ending = _ending(history[0], u, plateau, bool(callback and callback(history[0])), problem, settings)
-    while ending is None:
-        steps = min(ROUND, settings.max_iter - history[-1].iteration)
-        rate = settings.learning_rate / LOWERING**plateau.lowered
-        average, u, adam = _round(u, adam, x, problem, settings, rate, steps, rng)
-        value = _held_elbo(average, problem)
-        if value > plateau.best:
-            best = average
-        plateau = _next_plateau(plateau, value, settings.tol)
-        _, sigma2, _ = _to_parameters(average, problem)
-        step = Step(history[-1].iteration + steps, value, float(sigma2), time.perf_counter() - began)
-        history.append(step)
-        ending = _ending(step, u, plateau, bool(callback and callback(step)), problem, settings)
-    theta, sigma2, phi = _to_parameters(best, problem)
-    return vae.replace(model=vae.model.replace(theta=theta, sigma2=float(sigma2)), phi=phi), history, *ending
+def _begin(vae: VAE, problem: _Problem) -> _State:
+    """Return the state before the first evaluation."""
+    u = _to_coordinates(vae, problem)
+    return _State(u, u, adam_start(len(u)), Plateau(-math.inf), ())
+
+
+def _advance(
+    state: _State, x: Array, problem: _Problem, settings: _Settings, watch: Watch, rng: np.random.Generator
+) -> _State:
+    """Evaluate the start, or take a round and evaluate the average of its iterates."""
+    if not state.history:
+        value = _held_elbo(state.u, problem)
+        step = _step(0, value, state.u, problem, watch)
+        return state._replace(plateau=Plateau(value), history=(step,))
+    done = state.history[-1].iteration
+    steps = min(ROUND, settings.max_iter - done)
+    rate = rate_of("plateau", settings.learning_rate, state.plateau, len(state.history) - 1)
+    average, u, adam = _round(state.u, state.adam, x, problem, settings, rate, steps, rng)
+    value = _held_elbo(average, problem)
+    best = average if value > state.plateau.best else state.best
+    plateau = next_plateau(state.plateau, value, settings.tol)
+    step = _step(done + steps, value, average, problem, watch)
+    return _State(u, best, adam, plateau, (*state.history, step))
+
+
+def _step(iteration: int, value: float, u: Array, problem: _Problem, watch: Watch) -> Step:
+    """Return an entry of the history, after the watch has seen it."""
+    _, sigma2, _ = _to_parameters(u, problem)
+    step = Step(iteration, value, float(sigma2), watch.seconds())
+    watch.sees(step)
+    return step
 
 
 def _round(
@@ -260,8 +304,7 @@ def _round(
     """Take Adam steps at one rate; return the average of the iterates, the last one and Adam's state."""
     at_sigma2 = len(problem.units)
     total = np.zeros_like(u)
-    batches = _batches(len(x), settings.batch_size, rng)
-    for rows in itertools.islice(batches, steps):
+    for rows in itertools.islice(batches(len(x), settings.batch_size, rng), steps):
         theta, sigma2, phi = _to_parameters(u, problem)
         noise = rng.standard_normal((settings.n_samples, len(rows), problem.held_noise.shape[2]))
         _, by = elbo_and_gradient(problem.decoder, problem.encoder, theta, sigma2, phi, x[rows], noise)
@@ -270,12 +313,6 @@ def _round(
         u[at_sigma2] = max(u[at_sigma2], problem.log_floor)
         total += u
     return total / steps, u, adam
-
-
-def _batches(N: int, size: int, rng: np.random.Generator) -> Iterator[Array]:
-    """Yield rows of one permutation after the other, each cut into batches of (almost) equal size."""
-    while True:
-        yield from np.array_split(rng.permutation(N), math.ceil(N / size))
 
 
 def _held_elbo(u: Array, problem: _Problem) -> float:
@@ -288,34 +325,25 @@ def _held_elbo(u: Array, problem: _Problem) -> float:
     return mean if math.isfinite(mean) else -math.inf
 
 
-def _next_plateau(plateau: _Plateau, value: float, tol: float) -> _Plateau:
-    """Count a round: a gain above tol resets the waiting, waiting out `PATIENCE` lowers the rate."""
-    best = max(plateau.best, value)
-    if value > plateau.best + tol:
-        return _Plateau(best, 0, plateau.lowered)
-    if plateau.waited + 1 < PATIENCE:
-        return _Plateau(best, plateau.waited + 1, plateau.lowered)
-    return _Plateau(best, 0, plateau.lowered + 1)
-
-
-def _ending(
-    step: Step, u: Array, plateau: _Plateau, asked: bool, problem: _Problem, settings: _Settings
-) -> tuple[str, str] | None:
+def _ending(state: _State, problem: _Problem, settings: _Settings, watch: Watch) -> tuple[str, str] | None:
     """Return why the fit ends here, as status and sentence, or None if it goes on."""
+    if not state.history:
+        return None
+    step = state.history[-1]
     after = f"after {step.iteration} steps"
-    if asked:
+    if watch.stopped:
         return "stopped by callback", f"the callback asked to stop {after}"
     if step.iteration and not math.isfinite(step.objective):
         return (
             "diverged",
             f"the ELBO is not finite {after}; take a smaller learning_rate than {settings.learning_rate:g}",
         )
-    if u[len(problem.units)] <= problem.log_floor:
+    if state.u[len(problem.units)] <= problem.log_floor:
         return "collapsed", (
             f"sigma2 is at its floor {math.exp(problem.log_floor):.3g} {after}: the decoder all but passes "
             "through the data, where the bound has no maximum; take fewer hidden units or more observations"
         )
-    if plateau.lowered > LOWERINGS:
+    if state.plateau.lowered > LOWERINGS:
         return "converged", (
             f"the ELBO gained less than {settings.tol:g} per observation in each of {PATIENCE} rounds of "
             f"{ROUND} steps at the last of {LOWERINGS + 1} rates, {after}"

@@ -1,0 +1,103 @@
+"""Several starts, then rounds on frozen nodes: what the deterministic methods share.
+
+In a round nodes are frozen, so that value and gradient belong to one smooth function; after it the model is
+evaluated again on nodes made for it, and the round counts only if that value has risen. Between rounds the
+fit is a plain value, `State`: a checkpoint holds one, and `Rounds.advance` goes on from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from refica.fit.problem import Problem, Round
+from refica.fit.starts import principal_start
+from refica.model import NonlinearICA
+
+__all__ = ["Inner", "Rounds", "State"]
+
+Inner: TypeAlias = Callable[[Problem, NonlinearICA, int, int], Round]
+"""From a problem, the model to start from, the number of steps done and how many more at most, to the round
+on nodes made for that model and frozen, judged on nodes made for its end."""
+
+
+class State(NamedTuple):
+    """What changes from round to round.
+
+    ``best`` so far; ``tried``, how many starts had their trial; ``longest``, iterations of the next round;
+    ``gain`` of the last round after the trials, None before the first.
+    """
+
+    best: Round
+    tried: int
+    longest: int
+    gain: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """A method: how it starts, goes on and ends.
+
+    ``inner`` runs one round; ``trial_steps`` are the iterations that every start gets before all but the best
+    are dropped, ``round_steps`` those on one set of frozen nodes, by latent dimension, 0 for any other.
+    """
+
+    inner: Inner
+    trial_steps: int
+    round_steps: Mapping[int, int]
+
+    def begin(self, problem: Problem) -> State:
+        """Return the state before the first trial."""
+        longest = self.round_steps.get(problem.start.latent_dim, self.round_steps[0])
+        return State(Round(problem.start, -math.inf), 0, longest, None)
+
+    def advance(self, problem: Problem, state: State, rng: np.random.Generator) -> State:
+        """Give the next start its trial, or the best one its next round."""
+        if state.tried < problem.settings.n_starts:
+            return self._try_a_start(problem, state, rng)
+        return self._take_a_round(problem, state)
+
+    def ending(self, problem: Problem, state: State) -> str | None:
+        """Return the status with which the fit ends here, None if it goes on.
+
+        It has converged when a round raises the re-evaluated value by less than ``tol``.
+        """
+        best, gain, tol = state.best, state.gain, problem.settings.tol
+        if problem.watch.stopped:
+            return "stopped by callback"
+        if state.tried < problem.settings.n_starts:
+            return None
+        if gain is not None and (0.0 <= gain < tol or state.longest == 0):
+            return "converged" if gain >= -tol else "integrator not converged"
+        if problem.has_collapsed(best.model):
+            return "collapsed"
+        return "iteration limit" if best.done >= problem.settings.max_iter else None
+
+    def _try_a_start(self, problem: Problem, state: State, rng: np.random.Generator) -> State:
+        """Run the trial of the next start: the model given, then ones from principal components."""
+        start = problem.start
+        if state.tried > 0:
+            start = principal_start(start.decoder, problem.x, rng, rotate=state.tried > 1)
+        trial = self.inner(
+            problem, problem.admitted(start), 0, min(self.trial_steps, problem.settings.max_iter)
+        )
+        better = problem.watch.stopped or trial.value > state.best.value
+        return state._replace(best=trial if better else state.best, tried=state.tried + 1)
+
+    def _take_a_round(self, problem: Problem, state: State) -> State:
+        """Run one round from the best model.
+
+        A round that lowers the re-evaluated value has been misled by its frozen nodes: it does not count,
+        its steps are not part of the history, and the next one is half as long.
+        """
+        best = state.best
+        steps = min(state.longest, problem.settings.max_iter - best.done)
+        latest = self.inner(problem, best.model, best.done, steps)
+        gain = latest.value - best.value
+        if gain >= 0.0:
+            return state._replace(best=latest._replace(steps=best.steps + latest.steps), gain=gain)
+        return state._replace(longest=state.longest // 2, gain=gain)
