@@ -14,11 +14,14 @@ from refica.quadrature import Quadrature
 from refica.rules import MAX_NODES, UniformGrid, uniform_grid
 from refica.validation import Array
 
-__all__ = ["grid_that_resolves"]
+__all__ = ["grid_that_resolves", "halving_error", "radius_for"]
 
 NODES_PER_WIDTH = 1.25
 """Nodes on the narrowest posterior width: a trapezoidal sum of a Gaussian of sd s with a step of 0.8 s is
 right to about 1e-13."""
+
+COARSE = 65
+"""Points per axis of the first grid for more than one latent dimension."""
 
 SUBSET = 256
 """Observations on which the halving error is measured while a grid is refined."""
@@ -35,12 +38,14 @@ def grid_that_resolves(
     """
     m = model.latent_dim
     limit = int(max_nodes ** (1.0 / m) + 1e-9)
-    radius = _radius(model, x, limit, negligible=4.0 - 2.0 * math.log(tolerance))
+    radius = radius_for(model, x, limit, tolerance)
     points = math.ceil(2.0 * radius * NODES_PER_WIDTH / _narrowest_width(model, limit)) | 1
+    if m > 1:  # where the decoder is steepest there may be no observation, and nodes are dear
+        points = min(points, COARSE)
     some = x[np.linspace(0, len(x) - 1, min(SUBSET, len(x))).astype(int)]
     while points <= limit:
         grid = uniform_grid(max(points, 3), radius)
-        if Quadrature(grid).evaluate(model, some, gradient=False).error.max() <= tolerance:
+        if halving_error(model, some, grid).max() <= tolerance:
             return grid
         points = math.ceil(1.5 * points) | 1
     return None
@@ -64,10 +69,26 @@ def _narrowest_width(model: NonlinearICA, limit: int) -> float:
     return 1.0 / math.sqrt(1.0 + steepest / model.sigma2)
 
 
-def _radius(model: NonlinearICA, x: Array, limit: int, negligible: float) -> float:
-    """R with R² = 2 (negligible - b), where b is the least, over observations, of a lower bound on the
-    peak of -‖x - g(z)‖²/2σ² - ‖z‖²/2: beyond R the prior alone is below exp(-negligible) of that peak."""
+def halving_error(model: NonlinearICA, x: Array, grid: UniformGrid) -> Array:
+    """|log T_2h - log T_h| for each observation, (N,): T_2h = 2^m Σ over every second point of each axis."""
     m = model.latent_dim
+    nodes = Quadrature(grid).nodes(model, x)
+    coarse = grid.coarse(m)
+    assert coarse is not None  # every grid has a coarser one
+    every_second = Nodes(nodes.z[coarse], nodes.log_weight[coarse] + m * math.log(2.0))
+    fine, half = (
+        log_marginal(model.decoder, model.theta, model.sigma2, x, each) for each in (nodes, every_second)
+    )
+    return np.asarray(np.abs(fine - half))
+
+
+def radius_for(model: NonlinearICA, x: Array, limit: int, tolerance: float) -> float:
+    """R with R² = 2 (4 - 2 log tolerance - b), where b is the least, over observations, of a lower bound on
+    the peak of -‖x - g(z)‖²/2σ² - ‖z‖²/2: beyond R the prior alone is below tolerance² / e⁴ of that peak.
+
+    ``limit``: points per axis of the lattice on which the peak is looked for, at most.
+    """
+    m, negligible = model.latent_dim, 4.0 - 2.0 * math.log(tolerance)
     z = _probe(m, limit)
     sums = log_marginal(model.decoder, model.theta, model.sigma2, x, Nodes(z, np.zeros(len(z))))
     constant = 0.5 * model.data_dim * (LOG_2PI + math.log(model.sigma2)) + 0.5 * m * LOG_2PI

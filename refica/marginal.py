@@ -52,11 +52,17 @@ __all__ = [
 BLOCK = 4096
 """Observations evaluated at a time."""
 
-SHARED_NODES = 4096
-"""Largest grid that all observations share, for m = 1. Where σ needs a finer one, `Reference` is faster."""
+SHARED_NODES = {1: 4096, 2: 300**2}
+"""Largest grid that all observations share, by m. Where σ needs a finer one, others are faster."""
+
+HALVING = {1: 1e-7, 2: 1e-3}
+"""Halving error (nats) of such a grid, by m: its true error is about the square."""
+
+FEW = 50
+"""Observations up to which `Reference` is as fast as a grid for m = 2."""
 
 AFFORDABLE = {1: math.inf, 2: 500, 3: 5}
-"""Observations up to which `Reference` is chosen, by m: about ten seconds for typical models."""
+"""Observations up to which `Reference` is chosen, by m: some ten seconds for typical models."""
 
 PLANE = 200
 """Observations up to which a piecewise-affine decoder of the plane is integrated exactly: 10-50 ms each."""
@@ -190,16 +196,18 @@ def choose_integrator(model: NonlinearICA, x: Array) -> tuple[Integrator, str]:
     if is_piecewise_affine(model.decoder) and (m == 1 or (m == 2 and N <= PLANE)):
         return ExactPiecewiseAffine(), "exact, since the decoder is piecewise affine"
     suits = Reference.suits(model)
-    most = SHARED_NODES if suits else MAX_NODES
-    grid = grid_that_resolves(model, x, max_nodes=most) if m == 1 else None
-    if grid is not None:
-        return Quadrature(grid), "one latent dimension: a grid that resolves sigma"
+    dimensions = f"latent dimension {m} and {N} observation{'s' if N > 1 else ''}"
+    if m == 2 and suits and N <= FEW:
+        return Reference(), f"{dimensions}: the reference can be afforded"
+    if m <= 2:
+        most, tolerance = SHARED_NODES[m] if suits or m == 2 else MAX_NODES, HALVING[m]
+        grid = grid_that_resolves(model, x, tolerance, most)
+        if grid is not None:
+            return Quadrature(grid), f"{dimensions}: a grid that resolves sigma"
     if suits and AFFORDABLE.get(m, 0) >= N:
-        return Reference(), f"latent dimension {m} and {N} observations: the reference can be afforded"
+        return Reference(), f"{dimensions}: the reference can be afforded"
     order = max(3, 9 - m)
-    return Quadrature(
-        gauss_hermite(order), proposal="modes"
-    ), f"latent dimension {m} and {N} observations: nodes at the posterior modes"
+    return Quadrature(gauss_hermite(order), proposal="modes"), f"{dimensions}: nodes at the posterior modes"
 
 
 def given_or_chosen(model: NonlinearICA, x: Array, integrator: Integrator | None) -> tuple[Integrator, str]:

@@ -91,40 +91,60 @@ class Neighbourhoods:
             z = z[used]
         return Neighbourhoods(z, node, self.log_weight[pairs], start - start[0])
 
+    def of_rows(self, rows: Array) -> Neighbourhoods:
+        """Return the nodes of some observations (B,) in any order."""
+        count = np.diff(self.start)[rows]
+        start = np.concatenate([[0], np.cumsum(count)])
+        pairs = np.arange(start[-1]) + np.repeat(self.start[rows] - start[:-1], count)
+        used, node = np.unique(self.node[pairs], return_inverse=True)
+        return Neighbourhoods(self.z[used], node, self.log_weight[pairs], start)
+
     def evaluate(
         self, model: NonlinearICA, x: Array, gradient: bool, coefficient: Coefficient = np.ones_like
     ) -> Estimate:
         """Return log p(x_i) without an error, and the gradient of Σ_i c_i log p(x_i)."""
-        n, sigma2, first, count = x.shape[1], model.sigma2, self.start[:-1], np.diff(self.start)
+        n, sigma2 = x.shape[1], model.sigma2
         g = decode(model.decoder, model.theta, self.z)
-        squared = np.zeros(len(self.node))
-        for x_d, g_d in zip(x.T, g.T, strict=True):  # a column at a time: no array of size P x n
-            r_d = np.repeat(x_d, count) - g_d.take(self.node)
-            squared += r_d * r_d
-        e = log_likelihood_given(squared, sigma2, n)
-        e += log_prior(self.z).take(self.node)
-        e += self.log_weight
-        shift = np.maximum.reduceat(e, first)
-        e -= np.repeat(shift, count)
-        rho = np.exp(np.maximum(e, NOTHING, out=e), out=e)
-        mass = np.add.reduceat(rho, first)
-        log_p = shift + np.log(mass)
+        log_p, rho, squared = self.shares(model, x, g)
         found = None
         if gradient:
             c = coefficient(log_p)
-            rho *= np.repeat(c / mass, count)
+            rho *= np.repeat(c, np.diff(self.start))
             by_sigma2 = (rho @ squared / sigma2 - n * c.sum()) / (2.0 * sigma2)
             by_theta = pull_back(model.decoder, model.theta, self.z, self._V(rho, x, g) / sigma2)
             found = Gradient(by_theta, float(by_sigma2))
         N = len(x)
         return Estimate(log_p, np.full(N, np.nan), {UNKNOWN: np.ones(N, dtype=bool)}, found)
 
+    def shares(self, model: NonlinearICA, x: Array, g: Array) -> tuple[Array, Array, Array]:
+        """Return log p(x_i) (N,), responsibilities ρ (P,) and squared distances ‖x - g‖² (P,), from the
+        decoder's values g (K, n) at the nodes."""
+        first, count = self.start[:-1], np.diff(self.start)
+        squared = np.zeros(len(self.node))
+        for x_d, g_d in zip(x.T, g.T, strict=True):  # a column at a time: no array of size P x n
+            r_d = np.repeat(x_d, count) - g_d.take(self.node)
+            squared += r_d * r_d
+        e = log_likelihood_given(squared, model.sigma2, x.shape[1])
+        e += log_prior(self.z).take(self.node)
+        e += self.log_weight
+        shift = np.maximum.reduceat(e, first)
+        e -= np.repeat(shift, count)
+        rho = np.exp(np.maximum(e, NOTHING, out=e), out=e)
+        mass = np.add.reduceat(rho, first)
+        rho /= np.repeat(mass, count)
+        return shift + np.log(mass), rho, squared
+
+    def sums_at_nodes(self, rho: Array, x: Array) -> tuple[Array, Array]:
+        """Σ_{p of k} ρ_p (x_i - x̄) (K, n) and Σ_{p of k} ρ_p (K,): about the data's mean x̄, since an offset
+        of theirs would cancel."""
+        visits = sparse.csr_array((rho, self.node, self.start), shape=(len(x), len(self.z)))
+        sums = visits.T @ np.column_stack([x - x.mean(axis=0), np.ones(len(x))])
+        return sums[:, :-1], sums[:, -1]
+
     def _V(self, rho: Array, x: Array, g: Array) -> Array:
-        """Σ_{p of k} ρ_p (x_i - g_k), (K, n), about the data's mean: an offset of theirs would cancel."""
-        centre = x.mean(axis=0)
-        visits = sparse.csr_array((rho, self.node, self.start), shape=(len(x), len(g)))
-        sums = visits.T @ np.column_stack([x - centre, np.ones(len(x))])
-        return np.asarray(sums[:, :-1] - sums[:, -1:] * (g - centre))
+        """Σ_{p of k} ρ_p (x_i - g_k), (K, n)."""
+        sums, weight = self.sums_at_nodes(rho, x)
+        return np.asarray(sums - weight[:, None] * (g - x.mean(axis=0)))
 
 
 def near(model: NonlinearICA, x: Array, shared: Nodes, depth: float) -> Neighbourhoods:

@@ -204,7 +204,7 @@ def test_the_checkpoint_of_another_model_or_other_data_is_refused(tmp_path):
         (truth.replace(sigma2=0.051), x, "model"),
         (ri.NonlinearICA(ri.MLP((1, 3, 2), "sin"), truth.theta, truth.sigma2), x, "decoder"),
     ]:
-        with pytest.raises(DataError, match=f"of another fit, with other {named} "):
+        with pytest.raises(DataError, match=f"of another fit, with other {named}[ ,]"):
             ri.fit_mle(model, data, n_starts=1, resume=path)
     vae = ri.initial_vae(truth, x, 3)
     with pytest.raises(DataError, match="of another fit, with other kind"):

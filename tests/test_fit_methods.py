@@ -73,12 +73,12 @@ def test_the_density_sum_is_worked_with_as_its_logarithm_and_cannot_underflow():
 def test_ascent_on_the_density_sum_with_a_free_variance_collapses(method):
     """The documents' E(4) has no maximiser: with g through an observation and σ² -> 0 it grows for ever."""
     truth, x = fitting.curve()
-    fit = ri.fit_mle(truth, x, method=method, objective="density-sum", n_starts=1)
+    fit = ri.fit_mle(truth, x, method=method, objective="density-sum", n_starts=1, tol=1e-4)
     assert fit.status == "collapsed"
     assert not fit.converged
     assert fit.model.sigma2 < 1e-7
-    sums = [len(x) * math.exp(step.objective) for step in fit.history]
-    assert sums[-1] > 1e3 * sums[0]
+    begun, ended = (ri.density(model, x, gradient=False).total for model in (truth, fit.model))
+    assert ended > 30.0 * begun
     assert fit.history[-1].sigma2 < 1e-5 * fit.history[0].sigma2
     # and it would go on: where a curve passes through an observation of the plane, p(x) grows as 1/σ
     narrower = fit.model.replace(sigma2=fit.model.sigma2 / 100.0)
@@ -92,7 +92,7 @@ def test_ascent_on_the_density_sum_with_a_free_variance_collapses(method):
 
 def test_the_collapse_names_the_observations_that_pull_the_variance_down():
     truth, x = fitting.curve()
-    fit = ri.fit_mle(truth, x, method="gradient-ascent", objective="density-sum", n_starts=1)
+    fit = ri.fit_mle(truth, x, method="gradient-ascent", objective="density-sum", n_starts=1, tol=1e-4)
     on_it = np.flatnonzero(fit.log_likelihood.per_observation > 0.0)  # p(x_i) > 1: g passes through x_i
     assert f"{len(on_it)} of 40 observations (rows {', '.join(map(str, on_it))})" in fit.message
 

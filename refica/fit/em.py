@@ -31,6 +31,7 @@ from refica.fit.result import Step
 from refica.fit.rounds import Rounds
 from refica.likelihood import DECODER_ROWS, Nodes, decode, row_blocks, tiles
 from refica.model import NonlinearICA
+from refica.neighbourhoods import Neighbourhoods
 from refica.quadrature import FixedNodes
 from refica.validation import Array
 
@@ -60,7 +61,9 @@ class _Expected(NamedTuple):
     within: float
 
 
-def em_step(problem: Problem, model: NonlinearICA, nodes: FixedNodes) -> tuple[float, NonlinearICA]:
+def em_step(
+    problem: Problem, model: NonlinearICA, nodes: FixedNodes | Neighbourhoods
+) -> tuple[float, NonlinearICA]:
     """Return the mean objective of the model on frozen nodes, and the model after one step of EM."""
     c = np.ones(len(problem.x))
     if problem.settings.objective == "density-sum":
@@ -71,7 +74,8 @@ def em_step(problem: Problem, model: NonlinearICA, nodes: FixedNodes) -> tuple[f
         (x, part, c[start : start + len(x)])
         for (x, part), start in zip(problem.blocks(model, nodes), rows, strict=False)
     ]
-    found = _joined(problem.mapped(partial(_expect, model), blocks), nodes.z.ndim == 2)
+    shared = isinstance(nodes, FixedNodes) and nodes.z.ndim == 2
+    found = _joined(problem.mapped(partial(_expect, model), blocks), shared)
     theta, squared = _maximise(problem, model, found)
     sigma2 = max((squared + found.within) / (model.data_dim * float(c.sum())), problem.floor)
     after = model.replace(theta=theta, sigma2=None if problem.settings.fixed_sigma2 else sigma2)
@@ -81,6 +85,8 @@ def em_step(problem: Problem, model: NonlinearICA, nodes: FixedNodes) -> tuple[f
 def _expect(model: NonlinearICA, block: tuple[Array, Any, Array]) -> _Expected:
     """The E-step of a block: observations x (N, n), their nodes, their weights c (N,)."""
     x, frozen, c = block
+    if isinstance(frozen, Neighbourhoods):
+        return _expect_of_pairs(model, x, frozen, c)
     nodes = Nodes(*frozen.nodes(model, x))
     shared, n = nodes.z.ndim == 2, x.shape[1]
     log_p, weights = np.empty(len(x)), []
@@ -98,12 +104,27 @@ def _expect(model: NonlinearICA, block: tuple[Array, Any, Array]) -> _Expected:
         return _Expected(
             log_p, nodes.z.reshape(len(target), -1), np.concatenate(weights).ravel(), target, 0.0
         )
-    weight = np.sum(weights, axis=0)
+    g = decode(model.decoder, model.theta, nodes.z)
+    return _at_nodes(log_p, nodes.z, g, np.sum(weights, axis=0), sums, centre, float(squared.sum()))
+
+
+def _expect_of_pairs(model: NonlinearICA, x: Array, frozen: Neighbourhoods, c: Array) -> _Expected:
+    """The same where each observation visits its neighbourhood."""
+    g = decode(model.decoder, model.theta, frozen.z)
+    log_p, rho, squared = frozen.shares(model, x, g)
+    rho *= np.repeat(c, np.diff(frozen.start))
+    sums, weight = frozen.sums_at_nodes(rho, x)
+    return _at_nodes(log_p, frozen.z, g, weight, sums, x.mean(axis=0), float(rho @ squared))
+
+
+def _at_nodes(
+    log_p: Array, z: Array, g: Array, weight: Array, sums: Array, centre: Array, squared: float
+) -> _Expected:
+    """The regression at nodes z (K, m) from weight (K,) = Σ_i c_i ρ_ik and sums (K, n) = Σ_i c_i ρ_ik
+    (x_i - centre); squared = Σ_ik c_i ρ_ik ‖x_i - g_k‖² splits into within and Σ_k weight ‖target - g_k‖²."""
     target = centre + sums / np.maximum(weight, np.finfo(float).tiny)[:, None]
-    # About the targets, not about g: Σ_i c_i ρ_ik ‖x_i - g_k‖² splits into this and weight ‖target - g_k‖²
-    r = target - decode(model.decoder, model.theta, nodes.z)
-    within = float((squared - weight * np.einsum("kn,kn->k", r, r)).sum())
-    return _Expected(log_p, nodes.z, weight, target, within)
+    r = target - g
+    return _Expected(log_p, z, weight, target, squared - float(weight @ np.einsum("kn,kn->k", r, r)))
 
 
 def _joined(parts: list[_Expected], shared: bool) -> _Expected:
@@ -190,7 +211,9 @@ def _squared(decoder: Decoder, theta: Array, found: _Expected) -> float:
 
 def _run_round(problem: Problem, start: NonlinearICA, done: int, steps: int) -> Round:
     """Take steps of EM on nodes made for ``start`` and frozen; the objective of a step is that before it."""
-    nodes = FixedNodes(*problem.nodes_for(start).nodes(start, problem.x))
+    nodes = problem.nodes_for(start)
+    if not isinstance(nodes, Neighbourhoods):
+        nodes = FixedNodes(*nodes.nodes(start, problem.x))
     model = start
     history: list[Step] = []
     for iteration in range(done + 1, done + steps + 1):

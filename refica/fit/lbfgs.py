@@ -19,8 +19,11 @@ __all__ = ["METHOD"]
 
 TRIAL_STEPS = 60
 
-ROUND_STEPS = {1: 100, 0: 25}
-"""While parameters move far, frozen nodes at the posterior modes (m > 1) promise too much."""
+ROUND_STEPS = {1: 100, 2: 100, 0: 25}
+"""While parameters move far, frozen nodes at the posterior modes promise too much."""
+
+SHRINKING = 4.0
+"""Most by which σ² may fall in a round: nodes that resolved σ resolve half of it nearly."""
 
 
 def _run_round(problem: Problem, start: NonlinearICA, done: int, steps: int) -> Round:
@@ -41,12 +44,13 @@ def _run_round(problem: Problem, start: NonlinearICA, done: int, steps: int) -> 
             raise StopIteration
 
     u = coordinates.to(start)
+    least = max(math.log(problem.floor), u[-1] - math.log(SHRINKING))
     found = optimize.minimize(
         loss,
         u,
         jac=True,
         method="L-BFGS-B",
-        bounds=[(None, None)] * (len(u) - 1) + [(math.log(problem.floor), None)],
+        bounds=[(None, None)] * (len(u) - 1) + [(least, None)],
         callback=report,
         options={"maxiter": steps, "maxfun": 2 * steps + 20, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-7},
     )

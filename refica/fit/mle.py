@@ -9,6 +9,7 @@ the value reported at the end comes from yet other nodes.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from refica.fit.watch import Callback, Watch
 from refica.marginal import Likelihood
 from refica.model import NonlinearICA, check_model
 from refica.quadrature import Integrator
+from refica.reference import Reference
 from refica.validation import Array, check_choice, check_count, check_generator, check_number
 
 __all__ = ["METHODS", "Method", "fit_mle"]
@@ -61,6 +63,12 @@ MAX_ITER = {"adam": 20_000, "sgd": 20_000}
 AGREEMENT = 1e-3
 """Largest difference (nats per observation) allowed between the optimiser's value and its re-evaluation."""
 
+CHECKED = {1: 500, 2: 100, 3: 10}
+"""Observations, by m, on which `Reference` checks the value where it cannot be had for all."""
+
+NOISE_SHARE = 0.1
+"""Part of (p + 1)/2N that is the default tolerance."""
+
 NEARBY = 1.1
 """Factor on σ² by which it is seen which observations pull it down."""
 
@@ -74,7 +82,7 @@ def fit_mle(
     objective: str = "log-likelihood",
     n_starts: int = 4,
     max_iter: int | None = None,
-    tol: float = 1e-4,
+    tol: float | None = None,
     rng: Any = 0,
     callback: Callback | None = None,
     checkpoint: PathLike | None = None,
@@ -109,8 +117,10 @@ def fit_mle(
         tried for a few iterations (the stochastic methods: evaluated) and the best one is run to the end.
     max_iter : int, optional
         Iterations of the run to the end, trial included; 2000, or 20 000 of the stochastic methods.
-    tol : float
-        Converged when a round raises the mean objective by less than this (nats per observation).
+    tol : float, optional
+        Converged when a round raises the mean objective by less than this (nats per observation). None: a
+        tenth of (p + 1)/2N, the gain that p + 1 parameters are expected to owe to noise; what a fit gains
+        after that it mostly loses on fresh data.
     rng : int or numpy.random.Generator
         For the starts, and the batches and nodes of the stochastic methods.
     callback : callable, optional
@@ -163,7 +173,7 @@ def fit_mle(
         objective=check_choice("objective", objective, OBJECTIVES),
         n_starts=check_count("n_starts", n_starts),
         max_iter=check_count("max_iter", limit),
-        tol=check_number("tol", tol, above=0.0),
+        tol=check_number("tol", _noise(model, x) if tol is None else tol, above=0.0),
         fixed_sigma2=bool(fixed_sigma2),
         batch_size=check_count("batch_size", batch_size),
         learning_rate=check_number("learning_rate", learning_rate, above=0.0),
@@ -194,6 +204,11 @@ def fit_mle(
     return _finish(problem, state.best, status)
 
 
+def _noise(model: NonlinearICA, x: Array) -> float:
+    """`NOISE_SHARE` of (p + 1)/2N."""
+    return NOISE_SHARE * (model.decoder.n_params + 1) / (2.0 * len(x))
+
+
 def _identity(problem: Problem, rng: np.random.Generator) -> dict[str, Any]:
     """Return what a checkpoint must agree in to be one of this fit."""
     settings = problem.settings._asdict()
@@ -218,12 +233,32 @@ def _interrupted(problem: Problem, best: Round, keeper: Keeper) -> Fit:
 def _finish(problem: Problem, best: Round, status: str) -> Fit:
     """Re-evaluate on other nodes than the optimiser's (exactly for an affine decoder); say how it ended."""
     result = problem.evaluate(best.model, None, gradient=False)
-    difference = abs(problem.mean_objective(result.per_observation) - best.value)
-    unsure = int((~result.converged).sum())
-    if status == "converged" and (difference > AGREEMENT or unsure):
+    difference = _disagreement(problem, best, result)
+    if status == "converged" and not difference <= AGREEMENT:  # True for nan
         status = "integrator not converged"
     return Fit(
         best.model, result, best.steps, status, _sentence(problem, best.model, status, difference, result)
+    )
+
+
+def _disagreement(problem: Problem, best: Round, result: Likelihood) -> float:
+    """Return by how much the optimiser's mean objective differs from an independent integrator's.
+
+    That is the one that was chosen for all observations, if it trusts itself for all; otherwise `Reference`,
+    on a fixed subset that it can do in seconds; nan where there is none.
+    """
+    if result.converged.all():
+        return abs(problem.mean_objective(result.per_observation) - best.value)
+    model, x = best.model, problem.x
+    if not Reference.suits(model):
+        return math.nan
+    some = x[np.linspace(0, len(x) - 1, min(CHECKED[model.latent_dim], len(x))).astype(int)]
+    checked = replace(problem, x=some, latest=[])
+    reference = checked.evaluate(model, Reference(), gradient=False)
+    if not reference.converged.all():
+        return math.nan
+    return abs(
+        problem.mean_objective(reference.per_observation) - checked.value(model, checked.nodes_for(model))
     )
 
 
@@ -248,19 +283,24 @@ def _sentence(
             f"{_who_pulls(problem, model)} and the objective is unbounded; take a smaller decoder, more or "
             "unrounded data, or fixed_sigma2=True"
         )
-    return (
-        f"the optimiser's value and its re-evaluation differ by {difference:.2g} nats per observation "
-        f"or no round raises it: {result.message}"
+    differ = (
+        "there is no independent integrator that trusts itself for this model"
+        if math.isnan(difference)
+        else f"the optimiser's value and its re-evaluation differ by {difference:.2g} nats per observation"
     )
+    return f"{differ}, or no round raises the value: {result.message}"
 
 
 def _who_pulls(problem: Problem, model: NonlinearICA) -> str:
-    """Return which observations pull σ² down, in words: their log p(x_i) falls when σ² rises."""
+    """Return which observations pull σ² down, in words: their log p(x_i) falls when σ² rises (or, if the fit
+    ended before the decoder quite reached any, the nearest)."""
     here, above = (
         problem.evaluate(other, None, gradient=False).per_observation
         for other in (model, model.replace(sigma2=NEARBY * model.sigma2))
     )
     rows: Array = np.flatnonzero(above < here)
+    if not len(rows):
+        rows = np.array([here.argmax()])
     if len(rows) == len(problem.x):
         return f"all {len(rows)} observations"
     some = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,27 +20,20 @@ import numpy as np
 from scipy import special
 
 from refica.exact import ExactLinear
+from refica.fit.nodes import nodes_for_round
 from refica.fit.result import Step
 from refica.fit.starts import output_shift, output_units, sigma2_floor, standardisation
 from refica.fit.watch import Watch
-from refica.grids import grid_that_resolves
 from refica.likelihood import Gradient, row_blocks
 from refica.marginal import Likelihood, block_size, checked_nodes, estimate_of, for_rows, log_likelihood
 from refica.model import NonlinearICA
 from refica.quadrature import FixedNodes, Integrator, Quadrature
-from refica.rules import gauss_hermite
 from refica.validation import Array
 
 __all__ = ["OBJECTIVES", "Coordinates", "Problem", "Round", "Settings", "relative_density"]
 
 T = TypeVar("T")
 S = TypeVar("S")
-
-ROUND_TOLERANCE = 0.03
-"""Halving error (nats, of the worst observation) of a round's grid: about 1e-3 in truth."""
-
-SHARED_NODES = 4096
-"""Largest grid that all observations share; where σ needs a finer one each gets nodes at its own modes."""
 
 COLLAPSED = 1.01
 """σ² below this times its floor is at the floor."""
@@ -116,6 +109,8 @@ class Problem:
     settings: Settings
     watch: Watch
     executor: Executor | None
+    latest: list[tuple[NonlinearICA, Integrator]] = field(default_factory=list, repr=False)
+    """The last model that nodes were made for, with these: a round ends at the model the next starts from."""
 
     @property
     def floor(self) -> float:
@@ -149,17 +144,18 @@ class Problem:
 
     def nodes_for(self, model: NonlinearICA) -> Integrator:
         """Return nodes made for this model and frozen, or an integrator that does without."""
+        if not (self.latest and self.latest[0][0] is model):
+            self.latest[:] = [(model, self._made_for(model))]
+        return self.latest[0][1]
+
+    def _made_for(self, model: NonlinearICA) -> Integrator:
         given = self.integrator
         if given is not None:
             exact = hasattr(given, "evaluate") and not isinstance(given, Quadrature)
             return given if exact else FixedNodes(*checked_nodes(model, given, self.x))
         if getattr(model.decoder, "is_affine", False):
             return ExactLinear()
-        grid = None
-        if model.latent_dim == 1:
-            grid = grid_that_resolves(model, self.x, ROUND_TOLERANCE, SHARED_NODES)
-        rule = Quadrature(gauss_hermite(5), proposal="modes") if grid is None else Quadrature(grid)
-        return FixedNodes(*rule.nodes(model, self.x))
+        return nodes_for_round(model, self.x)
 
     def mean_objective(self, log_p: Array) -> float:
         """Return the objective in nats per observation, from log p(x_i) (N,).

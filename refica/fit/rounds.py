@@ -28,11 +28,13 @@ on nodes made for that model and frozen, judged on nodes made for its end."""
 class State(NamedTuple):
     """What changes from round to round.
 
-    ``best`` so far; ``tried``, how many starts had their trial; ``longest``, iterations of the next round;
-    ``gain`` of the last round after the trials, None before the first.
+    ``best`` so far, and until one of them is dropped its ``rival``, the second best; ``tried``, how many
+    starts had their trial; ``longest``, iterations of the next round; ``gain`` of the last round after the
+    trials, None before the first.
     """
 
     best: Round
+    rival: Round | None
     tried: int
     longest: int
     gain: float | None
@@ -52,13 +54,14 @@ class Rounds:
 
     def begin(self, problem: Problem) -> State:
         """Return the state before the first trial."""
-        longest = self.round_steps.get(problem.start.latent_dim, self.round_steps[0])
-        return State(Round(problem.start, -math.inf), 0, longest, None)
+        return State(Round(problem.start, -math.inf), None, 0, self._longest(problem), None)
 
     def advance(self, problem: Problem, state: State, rng: np.random.Generator) -> State:
-        """Give the next start its trial, or the best one its next round."""
+        """Give the next start its trial, the two best ones a round, or the best one its next."""
         if state.tried < problem.settings.n_starts:
             return self._try_a_start(problem, state, rng)
+        if state.rival is not None:
+            return self._decide(problem, state, state.rival)
         return self._take_a_round(problem, state)
 
     def ending(self, problem: Problem, state: State) -> str | None:
@@ -69,13 +72,16 @@ class Rounds:
         best, gain, tol = state.best, state.gain, problem.settings.tol
         if problem.watch.stopped:
             return "stopped by callback"
-        if state.tried < problem.settings.n_starts:
+        if state.tried < problem.settings.n_starts or state.rival is not None:
             return None
         if gain is not None and (0.0 <= gain < tol or state.longest == 0):
             return "converged" if gain >= -tol else "integrator not converged"
         if problem.has_collapsed(best.model):
             return "collapsed"
         return "iteration limit" if best.done >= problem.settings.max_iter else None
+
+    def _longest(self, problem: Problem) -> int:
+        return self.round_steps.get(problem.start.latent_dim, self.round_steps[0])
 
     def _try_a_start(self, problem: Problem, state: State, rng: np.random.Generator) -> State:
         """Run the trial of the next start: the model given, then ones from principal components."""
@@ -86,18 +92,40 @@ class Rounds:
             problem, problem.admitted(start), 0, min(self.trial_steps, problem.settings.max_iter)
         )
         better = problem.watch.stopped or trial.value > state.best.value
-        return state._replace(best=trial if better else state.best, tried=state.tried + 1)
+        best, other = (trial, state.best) if better else (state.best, trial)
+        if math.isfinite(other.value) and (state.rival is None or other.value > state.rival.value):
+            state = state._replace(rival=other)
+        return state._replace(best=best, tried=state.tried + 1)
+
+    def _decide(self, problem: Problem, state: State, rival: Round) -> State:
+        """Give both a round and drop the one that is then behind: a trial may be too short for a good one."""
+        best = self._after_a_round(problem, state.best, state.longest)
+        if not problem.watch.stopped:
+            rival = self._after_a_round(problem, rival, state.longest)
+        return state._replace(best=rival if rival.value > best.value else best, rival=None)
+
+    def _after_a_round(self, problem: Problem, before: Round, longest: int) -> Round:
+        """Return where one round leads, or where it began if the re-evaluated value has not risen."""
+        steps = min(longest, problem.settings.max_iter - before.done)
+        if steps <= 0:
+            return before
+        latest = self.inner(problem, before.model, before.done, steps)
+        counts = latest.value >= before.value or problem.watch.stopped
+        return latest._replace(steps=before.steps + latest.steps) if counts else before
 
     def _take_a_round(self, problem: Problem, state: State) -> State:
         """Run one round from the best model.
 
         A round that lowers the re-evaluated value has been misled by its frozen nodes: it does not count,
-        its steps are not part of the history, and the next one is half as long.
+        its steps are not part of the history, and the next one is half as long. After a round that counts
+        the next may be twice as long again.
         """
         best = state.best
         steps = min(state.longest, problem.settings.max_iter - best.done)
         latest = self.inner(problem, best.model, best.done, steps)
         gain = latest.value - best.value
         if gain >= 0.0:
-            return state._replace(best=latest._replace(steps=best.steps + latest.steps), gain=gain)
+            longest = min(2 * state.longest, self._longest(problem))
+            best = latest._replace(steps=best.steps + latest.steps)
+            return state._replace(best=best, longest=longest, gain=gain)
         return state._replace(longest=state.longest // 2, gain=gain)

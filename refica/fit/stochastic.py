@@ -36,6 +36,7 @@ from refica.fit.starts import principal_start
 from refica.likelihood import Gradient
 from refica.marginal import estimate_of
 from refica.model import NonlinearICA
+from refica.neighbourhoods import Neighbourhoods
 from refica.quadrature import FixedNodes, Integrator, Quadrature
 from refica.rules import monte_carlo
 from refica.validation import Array
@@ -172,6 +173,8 @@ def _fresh(model: NonlinearICA, problem: Problem, rng: np.random.Generator) -> F
 
 def _of_rows(nodes: Integrator, rows: Array) -> Integrator:
     """Return the nodes of some observations (B,) out of order."""
+    if isinstance(nodes, Neighbourhoods):
+        return nodes.of_rows(rows)
     if isinstance(nodes, FixedNodes) and nodes.z.ndim == 3:
         return FixedNodes(nodes.z[rows], nodes.log_weight[rows])
     return nodes
