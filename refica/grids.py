@@ -40,8 +40,9 @@ def grid_that_resolves(
     limit = int(max_nodes ** (1.0 / m) + 1e-9)
     radius = radius_for(model, x, limit, tolerance)
     points = math.ceil(2.0 * radius * NODES_PER_WIDTH / _narrowest_width(model, limit)) | 1
-    if m > 1:  # where the decoder is steepest there may be no observation, and nodes are dear
-        points = min(points, COARSE)
+    # where the decoder is steepest there may be no observation: the largest grid may do nevertheless, and for
+    # more than one dimension, where nodes are dear, a far smaller one
+    points = min(points, limit - 1 | 1 if m == 1 else COARSE)
     some = x[np.linspace(0, len(x) - 1, min(SUBSET, len(x))).astype(int)]
     while points <= limit:
         grid = uniform_grid(max(points, 3), radius)

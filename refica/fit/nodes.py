@@ -32,7 +32,7 @@ WORST_HALVING = 0.03
 MEAN_HALVING = 0.15
 """For m = 2 the mean over observations: 1e-4 to 1e-2 in truth."""
 
-MOST_NODES = {1: 4096, 2: 160**2}
+MOST_NODES = {1: 2**14, 2: 160**2}
 """Largest grid, by m."""
 
 COARSEST, FINER = 24, 1.35
