@@ -19,6 +19,7 @@ from refica.recovery import recovery
 from refica.reference import Reference
 from refica.rules import gauss_hermite, monte_carlo, sobol, uniform_grid
 from refica.vae import VAE, elbo, elbo_quadrature, gaps, iwae
+from refica.verify import verify
 
 __version__ = _version("refica")
 
@@ -57,4 +58,5 @@ __all__ = [
     "scores",
     "sobol",
     "uniform_grid",
+    "verify",
 ]

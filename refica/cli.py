@@ -10,6 +10,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,13 @@ from refica.marginal import log_likelihood
 from refica.model_files import load_model, save_model
 from refica.quadrature import Integrator, Quadrature
 from refica.rules import gauss_hermite, monte_carlo, sobol, uniform_grid
+from refica.testing import faults
 from refica.vae import VAE
 from refica.validation import check_choice
+from refica.verify import MODELS, load_decoder, verify
+from refica.verify import as_text as verify_text
+from refica.verify import page as verify_page
+from refica.verify import to_dict as verify_dict
 
 __all__ = ["main"]
 
@@ -215,6 +221,24 @@ def _evaluate(options: argparse.Namespace) -> int:
     return OK if result.converged.all() else NOT_CONVERGED
 
 
+def _verify(options: argparse.Namespace) -> int:
+    if options.list_faults:
+        for fault in faults.CATALOGUE.values():
+            print(f"{fault.name}\t{fault.place}\t{fault.sentence}")
+        return OK
+    decoder = load_decoder(options.decoder) if options.decoder else None
+    with ExitStack() as planted:
+        if options.fault:
+            fault = planted.enter_context(faults.plant(options.fault))
+            _say(f"planted: {fault.sentence} ({fault.place})")
+        found = verify(options.models, decoder, options.seed)
+    print(to_json(verify_dict(found), non_finite="null") if options.json else verify_text(found))
+    if options.html:
+        write_text_atomically(options.html, verify_page(found))
+        _say(f"wrote {options.html}")
+    return OK if found.passed else CHECK_FAILED
+
+
 RULES: dict[str, tuple[Callable[..., Any], tuple[type, ...]]] = {
     "gauss-hermite": (gauss_hermite, (int,)),
     "uniform-grid": (uniform_grid, (int, float)),
@@ -293,6 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     _add_fit(commands)
     _add_evaluate(commands)
+    _add_verify(commands)
     return parser
 
 
@@ -367,6 +392,25 @@ def _add_evaluate(commands: Any) -> None:
         "%(default)s)",
     )
     command.add_argument("--out", metavar="FILE", help="file to write (default: stdout)")
+
+
+def _add_verify(commands: Any) -> None:
+    command = _command(
+        commands,
+        "verify",
+        _verify,
+        "check every formula of the derivation, and what refica makes of it, by independent routes",
+        "refica verify --html verify.html",
+    )
+    command.add_argument(
+        "--models", type=int, default=MODELS, help="random models for each formula (default: %(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    command.add_argument("--decoder", metavar="MODULE:NAME", help="your own decoder, or its class")
+    command.add_argument("--fault", metavar="NAME", help="plant a fault into refica, to see where it shows")
+    command.add_argument("--list-faults", action="store_true", help="print the faults that can be planted")
+    command.add_argument("--html", metavar="FILE", help="write the report as one HTML page")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _command(
