@@ -66,7 +66,7 @@ AGREEMENT = 1e-3
 CHECKED = {1: 500, 2: 100, 3: 10}
 """Observations, by m, on which `Reference` checks the value where it cannot be had for all."""
 
-NOISE_SHARE = 0.1
+NOISE_SHARE = 0.02
 """Part of (p + 1)/2N that is the default tolerance."""
 
 NEARBY = 1.1
@@ -119,7 +119,7 @@ def fit_mle(
         Iterations of the run to the end, trial included; 2000, or 20 000 of the stochastic methods.
     tol : float, optional
         Converged when a round raises the mean objective by less than this (nats per observation). None: a
-        tenth of (p + 1)/2N, the gain that p + 1 parameters are expected to owe to noise; what a fit gains
+        fiftieth of (p + 1)/2N, the gain that p + 1 parameters are expected to owe to noise; what a fit gains
         after that it mostly loses on fresh data.
     rng : int or numpy.random.Generator
         For the starts, and the batches and nodes of the stochastic methods.
