@@ -8,9 +8,9 @@ p(x_i). With the pairs (i, k) that matter listed once, value and gradient are th
     log p(x_i) ≈ logsumexp_{p of i} e_p,     ρ_p = exp(e_p - log p(x_i))
     V_k = Σ_{p of k} c_i ρ_p (x_i - g_k) / σ²,     ∇_θ = Σ_k J_θ(z_k)ᵀ V_k                  D, line 4 of θ
 
-while the decoder is still evaluated once at each node. Weights are positive, so that a pair left out can
-only lower log p(x_i): nodes frozen for a fit do not promise what is not there. Made by `near` from nodes
-that all observations share, or by `around_modes`, for each observation its own.
+while the decoder is still evaluated once at each node. Made by `near` from nodes that all observations share:
+weights are positive, so that a pair left out can only lower log p(x_i). Or by `around_modes`, for each
+observation its own: few nodes, which may be off either way where a posterior is no mixture of Gaussians.
 """
 
 # notation: N observations, n data, m latent, K nodes, P pairs; c (N,) weights of the observations

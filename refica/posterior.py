@@ -17,6 +17,7 @@ from refica.marginal import block_size, checked_nodes, estimate_of, for_rows, gi
 from refica.model import NonlinearICA, check_model
 from refica.quadrature import DISAGREEMENT, HEAVIEST, Integrator
 from refica.quantiles import quantiles, tabulate
+from refica.reference import BOUNDED
 from refica.spread import pareto_shape
 from refica.validation import Array, check_count, check_generator
 
@@ -182,6 +183,8 @@ def _block(model: NonlinearICA, x: Array, integrator: Any) -> _Part:
         problems = problems | {HEAVY: shape > HEAVIEST}
     else:
         error = off + _in_the_tails(estimate.error)
+        if BOUNDED in problems:  # the bounds that overrule log p say nothing of the nodes' moments
+            error = np.where(problems[BOUNDED], np.inf, error)
         problems = problems | {UNCERTAIN: error > DISAGREEMENT}  # False for nan, which has its own sentence
     return _Part(*found, 1.0 / concentration, error + _rounding(found), problems)
 

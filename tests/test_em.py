@@ -158,3 +158,15 @@ def test_a_nonlinear_fit_ends_where_l_bfgs_does():
     for fit in fits:
         assert fit.converged, fit.message
     assert fits[0].log_likelihood.total == pytest.approx(fits[1].log_likelihood.total, abs=0.03 * len(x))
+
+
+def test_an_affine_fit_is_not_pinned_to_the_nodes_of_its_start():
+    """The exact integrator's nodes are made anew for every step: this is EM for probabilistic PCA."""
+    x = np.random.default_rng(0).standard_normal((150, 1)) @ [[0.7, -0.5]]
+    x = x + 0.2 * np.random.default_rng(1).standard_normal((150, 2))
+    start = ri.NonlinearICA(ri.MLP((1, 2)), [1.0, 1.0, 0.0, 0.0], sigma2=1.0)
+    fit = ri.fit_mle(start, x, method="em", n_starts=1, tol=1e-9)
+    best = ri.log_likelihood(ri.probabilistic_pca(x, 1), x).total
+    assert fit.status == "converged"
+    assert fit.log_likelihood.total >= best - 1e-4
+    assert fit.history[-1].iteration <= 500

@@ -197,3 +197,27 @@ def test_no_warning_is_raised_by_a_clean_fit():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ri.fit_mle(truth, x, n_starts=2, max_iter=20)
+
+
+@pytest.mark.parametrize("sigma2", [10.0, 1000.0])
+def test_a_variance_that_starts_far_too_large(sigma2):
+    """A line search must not take exp(log σ²) beyond the largest float."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((100, 1)) @ [[0.7, -0.5]] + 0.2 * rng.standard_normal((100, 2))
+    decoder = ri.MLP((1, 4, 2))
+    for seed in (1, 13):
+        start = ri.NonlinearICA(decoder, decoder.init(seed), sigma2=sigma2)
+        fit = ri.fit_mle(start, x, n_starts=1, max_iter=70)
+        assert fit.model.sigma2 < 1.0
+
+
+def test_a_round_that_the_limit_cut_short_is_no_sign_of_convergence():
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((100, 1)) @ [[0.7, -0.5]] + 0.2 * rng.standard_normal((100, 2))
+    decoder = ri.MLP((1, 4, 2))
+    start = ri.NonlinearICA(decoder, decoder.init(0), sigma2=1.0)
+    for limit in (60, 61, 65):
+        fit = ri.fit_mle(start, x, n_starts=1, max_iter=limit)
+        assert fit.status == "iteration limit"
+        assert fit.history[-1].iteration == limit
+    assert len(repr(fit)) < 2000

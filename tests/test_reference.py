@@ -305,6 +305,10 @@ def test_certified_bounds_overrule_a_poor_grid(monkeypatch):
     assert integrator.BOUNDED in result.message
     assert not result.converged.any()
     assert abs(result.per_observation[0] - ring_log_p(1.0, 1e-2)) <= result.error[0] <= 1e-10
+    # they say nothing of the moments, which are those of a poor grid
+    posterior = ri.posterior(ring(1e-2), [[1.0]], Reference())
+    assert posterior.error[0] == math.inf
+    assert not posterior.converged.any()
 
 
 def relu_in_a_sigmoid():

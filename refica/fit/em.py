@@ -211,12 +211,13 @@ def _squared(decoder: Decoder, theta: Array, found: _Expected) -> float:
 
 def _run_round(problem: Problem, start: NonlinearICA, done: int, steps: int) -> Round:
     """Take steps of EM on nodes made for ``start`` and frozen; the objective of a step is that before it."""
-    nodes = problem.nodes_for(start)
-    if not isinstance(nodes, Neighbourhoods):
-        nodes = FixedNodes(*nodes.nodes(start, problem.x))
+    made = problem.nodes_for(start)
     model = start
     history: list[Step] = []
     for iteration in range(done + 1, done + steps + 1):
+        nodes = made
+        if not isinstance(nodes, (FixedNodes, Neighbourhoods)):  # exact ones, made anew for every step
+            nodes = FixedNodes(*made.nodes(model, problem.x))
         value, model = em_step(problem, model, nodes)
         history.append(Step(iteration, value, model.sigma2, problem.watch.seconds()))
         if problem.watch.sees(history[-1]) or problem.has_collapsed(model):

@@ -22,6 +22,9 @@ TRIAL_STEPS = 60
 ROUND_STEPS = {1: 100, 2: 100, 0: 25}
 """While parameters move far, frozen nodes at the posterior modes promise too much."""
 
+WIDEST = 1e3
+"""Times the data's mean variance: largest σ² of a search, unless it starts above."""
+
 SHRINKING = 4.0
 """Most by which σ² may fall in a round: nodes that resolved σ resolve half of it nearly."""
 
@@ -45,12 +48,13 @@ def _run_round(problem: Problem, start: NonlinearICA, done: int, steps: int) -> 
 
     u = coordinates.to(start)
     least = max(math.log(problem.floor), u[-1] - math.log(SHRINKING))
+    most = max(math.log(WIDEST * float(problem.x.var(axis=0).mean())), u[-1])
     found = optimize.minimize(
         loss,
         u,
         jac=True,
         method="L-BFGS-B",
-        bounds=[(None, None)] * (len(u) - 1) + [(least, None)],
+        bounds=[(None, None)] * (len(u) - 1) + [(least, most)],
         callback=report,
         options={"maxiter": steps, "maxfun": 2 * steps + 20, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-7},
     )

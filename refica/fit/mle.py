@@ -104,8 +104,8 @@ def fit_mle(
     x : array_like (N, n)
         At least two observations.
     integrator : Integrator, optional
-        Used throughout as it is, its nodes frozen within a round. None: a grid that follows σ for one latent
-        dimension, nodes at the posterior modes for more.
+        Used throughout as it is, its nodes frozen within a round. None: a grid that follows σ for one and
+        two latent dimensions while it is affordable, else nodes at the posterior modes (`refica.fit.nodes`).
     method : str
         "l-bfgs"; "em", expectation and maximisation; "gradient-ascent", the documents' algorithm; "adam"
         and "sgd", stochastic ascent on minibatches.
@@ -130,7 +130,8 @@ def fit_mle(
         moment, whatever happens.
     resume : path, optional
         A checkpoint to go on from, bit for bit as if the fit had not been interrupted: what the round after
-        it had done is done again. All arguments must be as they were, but for ``max_iter``, ``callback``,
+        it had done is done again (one that ``max_iter`` cut short stays so, if the limit is raised). All
+        arguments must be as they were, but for ``max_iter``, ``callback``,
         ``executor``, ``verbose`` and the paths.
     executor : concurrent.futures.Executor, optional
         As in `log_likelihood`, and for EM's expectations; its maximisations, and the steps of the stochastic

@@ -23,8 +23,8 @@ from refica.validation import Array
 __all__ = ["nodes_for_round"]
 
 DEPTH = 20.0
-"""Nats below an observation's largest contribution at which its neighbourhood ends: what is left out was
-1e-9 of p(x) before the optimiser moved, and by what moves in the value is too low, not too high."""
+"""Nats below an observation's largest contribution at which its neighbourhood ends. What is left out was 1e-9
+of that node by node, and what moves in makes the value too low, not too high."""
 
 WORST_HALVING = 0.03
 """For m = 1, halving error (nats) of a grid for the worst observation: about 1e-3 in truth."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from refica.marginal import Likelihood
@@ -51,7 +51,7 @@ class Fit:
 
     model: NonlinearICA
     log_likelihood: Likelihood
-    history: tuple[Step, ...]
+    history: tuple[Step, ...] = field(repr=False)
     status: str
     message: str
     vae: VAE | None = None

@@ -67,18 +67,21 @@ class Rounds:
     def ending(self, problem: Problem, state: State) -> str | None:
         """Return the status with which the fit ends here, None if it goes on.
 
-        It has converged when a round raises the re-evaluated value by less than ``tol``.
+        It has converged when a round that ``max_iter`` did not cut short raises the re-evaluated value by
+        less than ``tol``.
         """
         best, gain, tol = state.best, state.gain, problem.settings.tol
         if problem.watch.stopped:
             return "stopped by callback"
         if state.tried < problem.settings.n_starts or state.rival is not None:
             return None
-        if gain is not None and (0.0 <= gain < tol or state.longest == 0):
-            return "converged" if gain >= -tol else "integrator not converged"
         if problem.has_collapsed(best.model):
             return "collapsed"
-        return "iteration limit" if best.done >= problem.settings.max_iter else None
+        if best.done >= problem.settings.max_iter:
+            return "iteration limit"
+        if gain is not None and (0.0 <= gain < tol or state.longest == 0):
+            return "converged" if gain >= -tol else "integrator not converged"
+        return None
 
     def _longest(self, problem: Problem) -> int:
         return self.round_steps.get(problem.start.latent_dim, self.round_steps[0])

@@ -5,6 +5,6 @@ From the bottom up: `lines` (a decoder on a cell, with a remainder), `cells` (br
 serves), `integrator`.
 """
 
-from refica.reference.integrator import Reference
+from refica.reference.integrator import BOUNDED, Reference
 
-__all__ = ["Reference"]
+__all__ = ["BOUNDED", "Reference"]
