@@ -186,19 +186,24 @@ def fit_mle(
             f"fresh_nodes is for the methods {' and '.join(STOCHASTIC)}, got method={method!r}, which needs "
             "its nodes frozen within a round; give an integrator instead"
         )
-    rng = check_generator(rng)
-    watch = Watch(callback, verbose)
-    problem = Problem(model, x, integrator, settings, watch, executor)
-    keeper = Keeper(_identity(problem, rng), watch, checkpoint, resume)
-    chosen = METHODS[method]
+    problem = Problem(model, x, integrator, settings, Watch(callback, verbose), executor)
+    return _run(problem, check_generator(rng), checkpoint, resume)
+
+
+def _run(
+    problem: Problem, rng: np.random.Generator, checkpoint: PathLike | None, resume: PathLike | None
+) -> Fit:
+    """Run the method from its first state, or from a checkpoint, to its end."""
+    method = METHODS[problem.settings.method]
+    keeper = Keeper(_identity(problem, rng), problem.watch, checkpoint, resume)
     state, status = run(
-        lambda: chosen.begin(problem),
-        lambda state: chosen.advance(problem, state, rng),
-        lambda state: chosen.ending(problem, state),
+        lambda: method.begin(problem),
+        lambda state: method.advance(problem, state, rng),
+        lambda state: method.ending(problem, state),
         rng,
-        watch,
+        problem.watch,
         keeper,
-        model,
+        problem.start,
     )
     if status is None:
         return _interrupted(problem, state.best, keeper)
