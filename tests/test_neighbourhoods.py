@@ -9,6 +9,7 @@ from strategies import decoders, examples
 
 import refica as ri
 from refica import marginal, neighbourhoods
+from refica.fit.nodes import nodes_for_round
 from refica.likelihood import Nodes
 from refica.neighbourhoods import around_modes, near
 
@@ -134,3 +135,16 @@ def test_nodes_shared_by_none_need_no_decoder_twice():
     model, x = a_case()
     sparse = near(model, x, Nodes(*grid(model, x)), 30.0)
     assert len(sparse.z) == len(np.unique(sparse.node)) < len(sparse.node)
+
+
+@pytest.mark.parametrize(
+    ("m", "sigma2", "shared"), [(1, 0.01, True), (2, 0.05, True), (2, 1e-6, False), (3, 0.05, False)]
+)
+def test_nodes_for_a_round_of_a_fit(m, sigma2, shared):
+    """A grid while one resolves σ, then nodes at the modes; near the reference where it can be trusted."""
+    model, x = a_case(m, 3, 20, sigma2)
+    nodes = nodes_for_round(model, x)
+    assert (len(nodes.z) < len(nodes.node)) == shared
+    if shared:
+        mean = ri.log_likelihood(model, x, nodes).total / len(x)
+        assert abs(mean - ri.log_likelihood(model, x, ri.Reference()).total / len(x)) <= 1e-2
