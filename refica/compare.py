@@ -49,7 +49,7 @@ class Settings:
     method: str = "l-bfgs"
     seed: int = 0
     n_starts: int = 4
-    max_iter: int = 2000
+    max_iter: int | None = None
 
 
 class Score(NamedTuple):
@@ -133,7 +133,8 @@ def compare(data: Dataset, settings: Settings, progress: Progress = lambda _: No
     check_count("latent_dim", settings.latent_dim)
     check_count("hidden", settings.hidden)
     check_choice("method", settings.method, METHODS)
-    check_count("max_iter", settings.max_iter)
+    if settings.max_iter is not None:
+        check_count("max_iter", settings.max_iter)
     check_seed("seed", settings.seed)
     x = data.x
     if data.held_out is not None:

@@ -9,7 +9,7 @@ from refica.files import DataError, read_json, write_json
 from refica.model import NonlinearICA
 from refica.vae import VAE
 
-__all__ = ["SCHEMA", "VERSION", "load_model", "save_model"]
+__all__ = ["SCHEMA", "VERSION", "columns_of", "load_model", "save_model"]
 
 SCHEMA = "refica-model"
 VERSION = 1
@@ -34,6 +34,19 @@ def save_model(path: str | PathLike[str], model: NonlinearICA | VAE, **about: An
     """
     kind = "vae" if isinstance(model, VAE) else "model"
     write_json(path, {"schema": SCHEMA, "version": VERSION, kind: model.to_dict(), "about": about})
+
+
+def columns_of(path: str | PathLike[str]) -> tuple[str, ...]:
+    """Return the names of the columns of data that a model was fitted to; none where its file has none.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, is no such file, or was written by a newer refica.
+    """
+    about = read_json(path, SCHEMA, [VERSION]).get("about")
+    columns = about.get("columns", []) if isinstance(about, dict) else []
+    return tuple(columns) if all(isinstance(name, str) for name in columns) else ()
 
 
 def load_model(path: str | PathLike[str]) -> NonlinearICA | VAE:

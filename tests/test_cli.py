@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import refica as ri
-from refica import cli
 from refica import compare as compare_module
 from refica.cli import BAD_DATA, NOT_CONVERGED, OK, USAGE, main
+from refica.cli.options import integrator
 from refica.files import read_csv
 from refica.fit import fit_mle, fit_vae
 from refica.model_files import load_model, save_model
@@ -56,7 +56,7 @@ def test_fit_writes_a_model_that_evaluate_reads(capsys, table, tmp_path):
     assert summary["status"] == "converged"
     assert "converged" in err
 
-    assert main(["evaluate", str(folder / "model.json"), str(table), "--columns", "a,b"]) == OK
+    assert main(["evaluate", str(folder / "model.json"), str(table)]) == OK  # of the columns a and b
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == "log_p,error,converged"
@@ -65,8 +65,21 @@ def test_fit_writes_a_model_that_evaluate_reads(capsys, table, tmp_path):
     assert "per observation" in err
 
 
+def test_a_fit_goes_on_where_it_was_cut_short(capsys, table, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    arguments = ["fit", str(table), "--columns", "a,b", "--hidden", "2", "--method", "adam", "--starts", "1"]
+    assert main([*arguments, "--max-iter", "800", "--out", str(whole)]) == NOT_CONVERGED
+    assert main([*arguments, "--max-iter", "800", "--out", str(parts), "--resume"]) == BAD_DATA
+    assert "checkpoint.json" in capsys.readouterr().err
+    assert main([*arguments, "--max-iter", "400", "--out", str(parts)]) == NOT_CONVERGED
+    assert main([*arguments, "--max-iter", "800", "--out", str(parts), "--resume"]) == NOT_CONVERGED
+    first, second = (load_model(folder / "model.json") for folder in (whole, parts))
+    assert first.theta.tobytes() == second.theta.tobytes()
+    assert "iteration" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    ("words", "integrator"),
+    ("words", "named"),
     [
         ("auto", None),
         ("gauss-hermite:20", ri.Quadrature(ri.gauss_hermite(20))),
@@ -75,8 +88,8 @@ def test_fit_writes_a_model_that_evaluate_reads(capsys, table, tmp_path):
         ("monte-carlo:1000:3", ri.Quadrature(ri.monte_carlo(1000, 3))),
     ],
 )
-def test_integrators_by_their_words(words, integrator):
-    assert cli._integrator(words) == integrator
+def test_integrators_by_their_words(words, named):
+    assert integrator(words) == named
 
 
 @pytest.mark.parametrize(
@@ -91,7 +104,7 @@ def test_integrators_by_their_words(words, integrator):
 )
 def test_integrators_that_are_misspelt(words, message):
     with pytest.raises(ValueError, match=message):
-        cli._integrator(words)
+        integrator(words)
 
 
 def test_an_integrator_that_is_too_coarse_ends_with_4(capsys, tmp_path):

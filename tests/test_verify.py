@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import refica as ri
-from refica import cli
 from refica.cli import CHECK_FAILED, OK, USAGE, main
+from refica.cli import verify as verify_command
 from refica.report import POLICY
 from refica.testing import faults
 from refica.verify import as_text, page, results, to_dict
@@ -343,7 +343,7 @@ class Half:
 
 
 def test_the_command_passes_and_writes(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "verify_page", lambda found: f"<!doctype html>{found!r}")
+    monkeypatch.setattr(verify_command, "page", lambda found: f"<!doctype html>{found!r}")
     path = tmp_path / "verify.html"
     assert main(["verify", "--models", "1", "--html", str(path)]) == OK
     out, err = capsys.readouterr()
@@ -375,7 +375,7 @@ def test_the_command_takes_a_decoder(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["verify", "--models", "1", "--decoder", "line_of_mine:line"]) == OK
     assert "the decoder MLP(sizes=(1, 2)" in capsys.readouterr().out
-    assert cli.load_decoder("line_of_mine:make").sizes == (1, 3, 1)
+    assert verify_command.load_decoder("line_of_mine:make").sizes == (1, 3, 1)
     for words in ("line_of_mine:nothing", "no_such_module:x", "line_of_mine", "math:pi"):
         assert main(["verify", "--decoder", words]) == USAGE
         assert "MODULE:NAME" in capsys.readouterr().err
