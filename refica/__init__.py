@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from refica.activations import leaky_relu
+from refica.centrality import mean_score_test, score_centrality
 from refica.certified import certified_bounds
 from refica.decoders import MLP, Polynomial
 from refica.exact import ExactLinear, probabilistic_pca
@@ -18,6 +19,7 @@ from refica.quadrature import FixedNodes, Quadrature
 from refica.recovery import recovery
 from refica.reference import Reference
 from refica.rules import gauss_hermite, monte_carlo, sobol, uniform_grid
+from refica.uncertainty import observed_information, paired_difference, standard_errors
 from refica.vae import VAE, elbo, elbo_quadrature, gaps, iwae
 from refica.verify import verify
 
@@ -50,13 +52,18 @@ __all__ = [
     "leaky_relu",
     "load_model",
     "log_likelihood",
+    "mean_score_test",
     "monte_carlo",
+    "observed_information",
+    "paired_difference",
     "posterior",
     "probabilistic_pca",
     "recovery",
     "save_model",
+    "score_centrality",
     "scores",
     "sobol",
+    "standard_errors",
     "uniform_grid",
     "verify",
 ]

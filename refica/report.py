@@ -16,7 +16,7 @@ from typing import TypeAlias, assert_never
 
 from refica.validation import check_count, check_number
 
-__all__ = ["Block", "Page", "code", "details", "figure", "heading", "paragraph", "render", "table"]
+__all__ = ["Block", "Page", "code", "details", "figure", "heading", "output", "paragraph", "render", "table"]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CSS_PIXELS = 96
@@ -41,6 +41,13 @@ class Paragraph:
 @dataclass(frozen=True, slots=True)
 class Code:
     """Text whose spaces and line ends count."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a program printed: spaces and line ends count."""
 
     text: str
 
@@ -73,7 +80,7 @@ class Details:
     blocks: tuple[Block, ...]
 
 
-Block: TypeAlias = Heading | Paragraph | Code | Table | Figure | Details
+Block: TypeAlias = Heading | Paragraph | Code | Output | Table | Figure | Details
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,11 @@ def paragraph(text: str) -> Paragraph:
 def code(text: str) -> Code:
     """Return a block of text in which spaces and line ends are kept: a command, a message, JSON."""
     return Code(text)
+
+
+def output(text: str) -> Output:
+    """Return a block of what a program printed, which looks unlike the code that printed it."""
+    return Output(text)
 
 
 def table(
@@ -204,6 +216,8 @@ def _html(block: Block) -> str:
         case Code(text):
             # The inner element keeps a first line end, which HTML drops right after <pre>.
             return f"<pre><code>{_escaped(text)}</code></pre>"
+        case Output(text):
+            return f'<pre class="output"><samp>{_escaped(text)}</samp></pre>'
         case Table():
             return _table_html(block)
         case Figure():
@@ -273,7 +287,8 @@ h2 { font-size: 1.25rem; border-bottom: 1px solid #ccc; padding-bottom: .25em; }
 h3, h4, h5, h6 { font-size: 1.05rem; }
 p { margin: .7em 0; overflow-wrap: anywhere; }
 pre { background: #f5f5f5; padding: .8em 1em; overflow-x: auto; font-size: .85rem; line-height: 1.45; }
-code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+pre.output { background: none; border-left: 3px solid #bbb; }
+code, samp { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .wide { overflow-x: auto; margin: 1.2em 0; }
 table { border-collapse: collapse; font-size: .85rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
 th, td { padding: .35em .7em; border-bottom: 1px solid #ddd; vertical-align: baseline; }

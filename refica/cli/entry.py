@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import refica
-from refica.cli import compare, evaluate, fit, simulate, verify
+from refica.cli import compare, conform, evaluate, exercises, fit, simulate, verify
 from refica.cli.console import BAD_DATA, NOT_CONVERGED, OK, USAGE, say, say_warning
 from refica.files import DataError, OutputError
 
 __all__ = ["main"]
 
-COMMANDS = (compare, simulate, fit, evaluate, verify)
+COMMANDS = (compare, simulate, fit, evaluate, verify, exercises)
 """In the order of the help text; each module has ``add(commands)``, which adds its parser."""
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from typing import Any
 
 from refica import report
-from refica.plot.canvas import figure_png, new_figure
+from refica.plot.canvas import figure_png
+from refica.plot.formula import INK, formula
 from refica.verify.findings import Comparison, Finding, Remark
 from refica.verify.routes import WITHOUT_AUTOGRAD
 from refica.verify.run import Report
@@ -17,7 +17,7 @@ __all__ = ["as_text", "page", "to_dict"]
 WIDTH = 100
 """Characters in a line of text."""
 
-GOOD, BAD, INK = "#1b7f3b", "#c1121f", "#1a1a1a"
+GOOD, BAD = "#1b7f3b", "#c1121f"
 """Colours of a formula that holds and one that does not; the words beside it say the same."""
 
 DPI = 144
@@ -239,19 +239,8 @@ def _remark_blocks(remark: Remark) -> list[report.Block]:
 def _formula(tex: str, words: str, passed: bool) -> report.Block:
     """The formula typeset, with a bar that is green where it holds and red where it does not."""
     try:
-        figure = new_figure(7.2, 0.62)
+        figure = formula(tex, INK if passed else BAD, GOOD if passed else BAD)
     except ImportError:
         return report.code(words)
-    colour = GOOD if passed else BAD
-    figure.set_layout_engine("none")
-    figure.text(0.0, 0.5, "▌", color=colour, fontsize=26, va="center")
-    text = figure.text(
-        0.03, 0.5, tex, color=INK if passed else BAD, fontsize=14, va="center", math_fontfamily="cm"
-    )
-    widest = 0.97 * figure.bbox.width
-    figure.canvas.draw()
-    extent = text.get_window_extent()
-    if extent.width > widest:
-        text.set_fontsize(math.floor(14.0 * widest / extent.width * 10.0) / 10.0)
     verdict = "holds" if passed else "FAILS"
     return report.figure(figure_png(figure, DPI), f"{words} ({verdict})", dpi=DPI)
