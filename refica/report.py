@@ -279,14 +279,14 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 STYLE = """
 :root { color-scheme: light; }
-body { max-width: 50rem; margin: 2rem auto 4rem; padding: 0 1.25rem; background: #fff; color: #1a1a1a;
+body { max-width: 54rem; margin: 2rem auto 4rem; padding: 0 1.25rem; background: #fff; color: #1a1a1a;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1, h2, h3, h4, h5, h6 { line-height: 1.25; margin: 2.2em 0 .6em; break-after: avoid; }
 h1 { font-size: 1.7rem; margin-top: 0; }
 h2 { font-size: 1.25rem; border-bottom: 1px solid #ccc; padding-bottom: .25em; }
 h3, h4, h5, h6 { font-size: 1.05rem; }
 p { margin: .7em 0; overflow-wrap: anywhere; }
-pre { background: #f5f5f5; padding: .8em 1em; overflow-x: auto; font-size: .85rem; line-height: 1.45; }
+pre { background: #f5f5f5; padding: .8em 1em; overflow-x: auto; font-size: .8rem; line-height: 1.45; }
 pre.output { background: none; border-left: 3px solid #bbb; }
 code, samp { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .wide { overflow-x: auto; margin: 1.2em 0; }

@@ -53,6 +53,12 @@ def test_the_exercises_are_quoted_as_they_stand():
         assert words in quoted
 
 
+def test_code_fits_the_width_of_the_page():
+    """A line that is longer would have to be scrolled to, and could not be printed."""
+    pieces = [piece for name in LESSONS for piece in read(name) if piece.kind == "python"]
+    assert max(len(line) for piece in pieces for line in piece.text.splitlines()) <= 100
+
+
 def test_a_lesson_is_read_piece_by_piece():
     lesson = parse("# A\n\n> b\n> c\n\nd\ne\n\n```python\nf = 1\n\ng = 2\n```\n## H\n\n```math\n$x$\n```\n")
     assert [(piece.kind, piece.text, piece.line) for piece in lesson] == [
