@@ -18,9 +18,10 @@ from refica.activations import as_activation
 from tests import certified_oracle
 from tests.certified_oracle import ROTATIONS, Line, few_bits
 
-SEED = 20_261_122
-"""Not used while the error estimates were tuned. The search for modes was mended on misses among its cases
-(lattice for m = 3, summits along axes, beyond the lattice): take a new one to judge that."""
+SEED = 27_182_818
+"""Fresh: error estimates, the search for modes and what is said of mass apart from them were tuned on misses
+among the cases of earlier seeds (the last was 20 261 122), none of these. Cases 2-403 and 2-451 showed an area that
+cancelled in `refica.piecewise.plane`, which is mended."""
 
 ACTIVATIONS = (
     "tanh", "sigmoid", "softplus", "sin", "gelu", "identity", "polynomial",

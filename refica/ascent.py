@@ -26,7 +26,7 @@ from refica.likelihood import decode
 from refica.model import NonlinearICA, log_likelihood_given, log_prior
 from refica.validation import Array
 
-__all__ = ["climb"]
+__all__ = ["climb", "regular"]
 
 MAX_ITER = 100
 """Newton steps. Ordinary cases take 5 to 10; winding along a narrow curved ridge takes tens."""
@@ -86,7 +86,7 @@ def climb(model: NonlinearICA, x: Array, z: Array) -> tuple[Array, Array, Array,
     _, newton, gauss_newton = _expand(model, x, z)
     newton, _ = _sharpen(model, x, z, newton, gauss_newton)
     smooth = stationary & _is_definite(newton)
-    A = _regular(np.where(smooth[:, None, None], newton, gauss_newton))
+    A = regular(np.where(smooth[:, None, None], newton, gauss_newton))
     return z, value, A, smooth | (on_kink & ~stationary)
 
 
@@ -110,7 +110,7 @@ def _look_around(model: NonlinearICA, x: Array, z: Array, value: Array, A: Array
     R, m = z.shape
     cloud = np.random.default_rng(1).standard_normal((LOOKED_AT, m))
     cloud *= NEAR / np.linalg.norm(cloud, axis=1, keepdims=True)
-    W = np.linalg.inv(np.linalg.cholesky(_regular(A)))  # A⁻¹ = Wᵀ W
+    W = np.linalg.inv(np.linalg.cholesky(regular(A)))  # A⁻¹ = Wᵀ W
     near = z[:, None] + np.einsum("rji,kj->rki", W, cloud)
     there = _log_joint(model, np.repeat(x, LOOKED_AT, axis=0), near.reshape(-1, m)).reshape(R, LOOKED_AT)
     best = there.argmax(axis=1)
@@ -127,7 +127,7 @@ def _newton(model: NonlinearICA, x: Array, z: Array) -> tuple[Array, Array, Arra
     for _ in range(MAX_ITER):
         gradient, newton, gauss_newton = _expand(model, x[active], z[active])
         definite = _is_definite(newton)
-        A = _regular(np.where(definite[:, None, None], newton, gauss_newton))
+        A = regular(np.where(definite[:, None, None], newton, gauss_newton))
         step = np.linalg.solve(A, gradient[..., None])[..., 0]
         decrement = np.einsum("rm,rm->r", gradient, step)
         flat = decrement <= DECREMENT
@@ -186,7 +186,7 @@ def _follow_kinks(model: NonlinearICA, x: Array, z: Array) -> tuple[Array, Array
     for cloud in clouds:
         here = x[active]
         _, _, A = _expand(model, here, z[active])
-        W = np.linalg.inv(np.linalg.cholesky(_regular(A)))  # A⁻¹ = Wᵀ W
+        W = np.linalg.inv(np.linalg.cholesky(regular(A)))  # A⁻¹ = Wᵀ W
         near = z[active, None] + radius[active, None, None] * np.einsum("rij,ki->rkj", W, cloud)
         whitened = np.einsum("rij,rkj->rki", W, _gradients(model, here, near))
         v = _shortest_in_hull(whitened)
@@ -290,7 +290,7 @@ def _is_definite(A: Array) -> Array:
     return np.asarray(np.linalg.eigvalsh(A)[:, 0] > LEAST_PRECISION)
 
 
-def _regular(A: Array) -> Array:
+def regular(A: Array) -> Array:
     """A plus a few roundings of its largest entry on the diagonal, so that it can be factored whatever its
     condition: it exceeds 1e15 where σ² is tiny and fewer data than latents leave directions to the prior."""
     largest = np.abs(A).max(axis=(1, 2))[:, None, None]

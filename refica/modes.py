@@ -3,13 +3,15 @@
 The starts are the local maxima of log p(x_i, z) on a lattice that all observations share, highest
 first; from each one `refica.ascent` climbs to a maximum. Ends that coincide are one mode.
 
+On a lattice a mode far narrower than its step can be passed over. So for m > 1 the cells of `refica.lattices`
+are looked at as well: one that seems to hold more than the modes found explain is searched too.
+
 Beyond the lattice's radius R the log joint is at most C - R²/2, with C = -n/2 log 2πσ² - m/2 log 2π. Of an
 observation far from the manifold the best mode found may be lower than that, and a better one lie out there:
 it is searched again from lattices twice, four times .. as wide.
 """
 
-# notation: N observations, S starts, C modes, m latent, n data, K points of the lattice; A (.., m, m)
-# precision
+# notation: N observations, S starts, C modes, m latent, n data; A (.., m, m) precision
 
 from __future__ import annotations
 
@@ -17,23 +19,15 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import spatial, special, stats
 
+from refica import lattices
 from refica.ascent import climb
-from refica.likelihood import decode, row_blocks
-from refica.model import LOG_2PI, NonlinearICA, log_prior
+from refica.lattices import CELL, LATTICE, Apart, Starts, cells, has_cells, step, summits
+from refica.likelihood import row_blocks
+from refica.model import LOG_2PI, NonlinearICA
 from refica.validation import Array
 
-__all__ = ["Modes", "find_modes", "laplace_mass", "log_volume"]
-
-LATTICE = {1: (1601, 8.0), 2: (101, 6.0), 3: (33, 5.25), 4: (9, 4.0)}
-"""Points per axis and radius of the lattice of starts, by m: as fine as some thousand points allow."""
-
-FINE = 25
-"""Points per axis from which a summit need only be above its neighbours along the axes."""
-
-SCATTERED = 4096
-"""Number of points that stand for a lattice where m is above those of `LATTICE`."""
+__all__ = ["Modes", "find_modes", "laplace_mass", "log_volume", "mass_apart"]
 
 BATCH = 8
 """Starts that are followed at a time. Most observations need no second batch."""
@@ -52,8 +46,13 @@ FAINT = 7.0
 """Nats below the best mode at which one beyond the lattice is no longer looked for: it would have a
 thousandth of the mass of a mode as narrow."""
 
-LATTICE_TILE = 2**17
-"""Bound on (observations x points of the lattice) looked at in one go: 1 MiB an array, so in cache."""
+UNEXPLAINED = math.log(1.5)
+"""Nats by which a cell's mass must exceed what the modes found put there for it to be searched. The tangent
+that stands for the decoder may mislead; then a search is all that is lost."""
+
+REACH = 2.5
+"""Factor on the widths of the Gaussians at modes, whose tails nodes follow: at 6 of their standard deviations
+the wider ones still have a hundredth of what they have at the mode, per volume."""
 
 SAME = 0.3
 """Distance, in posterior standard deviations, within which two ends of a search are one mode."""
@@ -67,8 +66,9 @@ class Modes(NamedTuple):
     or Gauss-Newton's matrix where that is indefinite or the mode sits on a kink; ``converged`` (N, C)
     whether it is a maximum: the gradient vanishes to rounding, or on a kink no direction rises (False: the
     iteration limit, or a saddle);
-    ``complete`` (N,) whether all local maxima on the lattices served as starts, or the last ones that did
-    brought nothing new and there are few modes for so many starts, and nothing worth it can be beyond them.
+    ``complete`` (N,) whether all local maxima on the lattices, and cells with unexplained mass, served as
+    starts, or the last ones that did brought nothing new and there are few modes for so many starts, and
+    nothing worth it can be beyond them.
     """
 
     modes: Array
@@ -85,8 +85,7 @@ def find_modes(model: NonlinearICA, x: Array, most_starts: int = 64, far: bool =
     for it does not depend on the others, only the number C of columns does. ``far``: also beyond the lattice,
     where that is not excluded; for more than four latent dimensions there is nothing to double.
     """
-    search = _search_far if far and model.latent_dim in LATTICE else _search
-    blocks = [search(model, x[rows], most_starts) for rows in row_blocks(len(x), BLOCK)]
+    blocks = [_search_near_and_far(model, x[rows], most_starts, far) for rows in row_blocks(len(x), BLOCK)]
     C = max(block.log_joint.shape[1] for block in blocks)
     return Modes._make(map(np.concatenate, zip(*(_widen(block, C) for block in blocks), strict=True)))
 
@@ -96,9 +95,19 @@ def modes_from(model: NonlinearICA, x: Array, starts: Array) -> Modes:
     return _distinct(_from_starts(model, x, starts, np.ones(starts.shape[:2], dtype=bool)))
 
 
-def _search_far(model: NonlinearICA, x: Array, most_starts: int) -> Modes:
+def _search_near_and_far(model: NonlinearICA, x: Array, most_starts: int, far: bool) -> Modes:
+    """Search from the lattice, its cells, and lattices that double in width."""
+    found = _search(model, x, most_starts)
+    if model.latent_dim not in LATTICE:
+        return found
+    if model.latent_dim > 1 and has_cells(model):  # along a line no slope of a mode hides another
+        found = _search_cells(model, x, found, most_starts)
+    return _search_far(model, x, found, most_starts) if far else found
+
+
+def _search_far(model: NonlinearICA, x: Array, found: Modes, most_starts: int) -> Modes:
     """Search from lattices that double in width, until nothing beyond them can matter."""
-    found, rows = _search(model, x, most_starts), np.arange(len(x))
+    rows = np.arange(len(x))
     for doubling in range(DOUBLINGS):
         rows = rows[_radius_that_matters(model, found, rows) > LATTICE[model.latent_dim][1] * 2.0**doubling]
         if not len(rows):
@@ -128,19 +137,64 @@ def _merged(found: Modes, rows: Array, more: Modes, complete: Array) -> Modes:
 
 
 def _search(model: NonlinearICA, x: Array, most_starts: int, scale: float = 1.0) -> Modes:
-    """Search from the highest starts, then from the next ones while they bring something new."""
-    starts, present, complete = _starts(model, x, most_starts, scale)
-    found = _distinct(_from_starts(model, x, starts[:, :BATCH], present[:, :BATCH]))
-    exhausted, rows = complete & ~present[:, BATCH:].any(axis=1), np.arange(len(x))
-    found = found._replace(complete=exhausted)
-    for first in range(BATCH, starts.shape[1], BATCH):
-        rows = rows[~found.complete[rows]]
+    """Search from the highest summits, then from the next ones while they bring something new."""
+    starts = summits(model, x, most_starts, scale)
+    found = _distinct(_from_starts(model, x, starts.z[:, :BATCH], starts.height[:, :BATCH] > -np.inf))
+    complete = starts.all & (starts.height[:, BATCH:] == -np.inf).all(axis=1)
+    return _search_on(model, x, found._replace(complete=complete), starts, BATCH)
+
+
+def _search_cells(model: NonlinearICA, x: Array, found: Modes, most_starts: int) -> Modes:
+    """Search from cells that hold more mass than the modes found put there: one may have been passed over."""
+    starts = cells(model, x, most_starts)
+    h = step(model.latent_dim)
+    # what the cells would hold if the joint density were a sum of Gaussians at the modes
+    known = model.latent_dim * math.log(h) + _gaussians_at(found, starts.z, 1.0, (CELL * h) ** 2)
+    missing = starts.height > known + UNEXPLAINED
+    height = np.where(missing, starts.height, -np.inf)
+    order = np.argsort(~missing, axis=1, kind="stable")  # those to search first
+    starts = Starts(_take(starts.z, order), _take(height, order), starts.all)
+    before, complete = found.complete, np.asarray(~missing.any(axis=1))
+    found = _search_on(model, x, found._replace(complete=complete), starts, 0)
+    return found._replace(complete=before & found.complete)
+
+
+def mass_apart(model: NonlinearICA, x: Array, found: Modes) -> Apart:
+    """Return the mass that the lattice sees where Gaussians at the modes, made `REACH` times as wide, have
+    next to none; -inf where it does not look (`lattices.has_cells`)."""
+    if not has_cells(model):
+        return Apart(*np.full((2, len(x)), -np.inf))
+
+    def expected(rows: Array, z: Array) -> Array:
+        return _gaussians_at(Modes._make(part[rows] for part in found), z, REACH, 0.0)
+
+    return lattices.mass_apart(model, x, expected)
+
+
+def _gaussians_at(found: Modes, z: Array, wider: float, s2: float) -> Array:
+    """log Σ_c mass_c N(z_is; z_c, wider² A_c⁻¹ + s² I) at z (N, S, m), (N, S)."""
+    m = z.shape[2]
+    total = np.full(z.shape[:2], -np.inf)
+    for c, mass in enumerate(laplace_mass(found).T):
+        V = wider**2 * np.linalg.inv(found.hessian[:, c]) + s2 * np.eye(m)
+        d = z - found.modes[:, c, None]
+        square = np.einsum("nsl,nls->ns", d, np.linalg.solve(V, np.swapaxes(d, 1, 2)))
+        constant = mass - 0.5 * (m * LOG_2PI + np.linalg.slogdet(V)[1])
+        total = np.logaddexp(total, constant[:, None] - 0.5 * square)
+    return total
+
+
+def _search_on(model: NonlinearICA, x: Array, found: Modes, starts: Starts, begin: int) -> Modes:
+    """Search from the starts after the first ones while they bring something new, where not yet complete."""
+    rows, present = np.arange(len(x)), starts.height > -np.inf
+    for first in range(begin, present.shape[1], BATCH):
+        batch = slice(first, first + BATCH)
+        rows = rows[~found.complete[rows] & present[rows, first]]
         if not len(rows):
             break
-        batch = slice(first, first + BATCH)
-        more = _from_starts(model, x[rows], starts[rows, batch], present[rows, batch])
+        more = _from_starts(model, x[rows], starts.z[rows, batch], present[rows, batch])
         before = _total_mass(Modes._make(part[rows] for part in found))
-        exhausted = complete[rows] & ~present[rows, first + BATCH :].any(axis=1)
+        exhausted = starts.all[rows] & ~present[rows, first + BATCH :].any(axis=1)
         found = _merged(found, rows, more, exhausted)
         news = _total_mass(Modes._make(part[rows] for part in found)) - before
         # many modes for the starts so far: it is likely that there are more
@@ -217,69 +271,3 @@ def _distinct(found: Modes) -> Modes:
 def _take(values: Array, order: Array) -> Array:
     """values[i, order[i, c]] for values (N, S, ...)."""
     return np.asarray(values[np.arange(len(values))[:, None], order])
-
-
-def _starts(model: NonlinearICA, x: Array, S: int, scale: float) -> tuple[Array, Array, Array]:
-    """Return starts (N, S, m), highest first, which are present (N, S), and whether these are all (N,)."""
-    points, neighbours = _lattice(model.latent_dim)
-    points = scale * points
-    g = decode(model.decoder, model.theta, points)
-    # up to a constant for each x, log p(x, z) = (x - c)ᵀ(g - c)/σ² - ‖g - c‖²/2σ² + log p(z): one matrix
-    # product. It cancels at small σ², which a start does not mind
-    centre = g.mean(axis=0)
-    g = (g - centre) / model.sigma2
-    offset = log_prior(points) - 0.5 * model.sigma2 * np.einsum("kn,kn->k", g, g)
-    starts, present = np.zeros((len(x), S, points.shape[1])), np.zeros((len(x), S), dtype=bool)
-    complete = np.zeros(len(x), dtype=bool)
-    for rows in row_blocks(len(x), max(1, LATTICE_TILE // len(points))):
-        height = (x[rows] - centre) @ g.T
-        height += offset
-        i, k = np.nonzero(height >= _highest_near(height, neighbours))
-        order = np.lexsort((-height[i, k], i))
-        i, k = i[order], k[order]
-        rank = np.arange(len(i)) - np.searchsorted(i, i)  # of each summit among those of its observation
-        complete[rows] = np.bincount(i) <= S
-        i, k, rank = i[rank < S], k[rank < S], rank[rank < S]
-        starts[rows.start + i, rank] = points[k]
-        present[rows.start + i, rank] = True
-    return starts, present, complete
-
-
-def _lattice(m: int) -> tuple[Array, int | Array]:
-    """Return points (K, m) and who is whose neighbour: points per axis of a lattice, or indices (K, k).
-
-    A lattice is shifted off the origin by an irrational part of its step, so that no start lies on an
-    axis of symmetry of a decoder, where a search could end on a saddle.
-    """
-    if m in LATTICE:
-        per_axis, radius = LATTICE[m]
-        axis = np.linspace(-radius, radius, per_axis) + 0.1 * math.sqrt(2.0) * radius / per_axis
-        return np.stack(np.meshgrid(*[axis] * m, indexing="ij"), axis=-1).reshape(-1, m), per_axis
-    uniform = stats.qmc.Sobol(m, seed=0).random(SCATTERED)
-    points = 1.25 * special.ndtri(np.clip(uniform, 1e-9, 1.0 - 1e-9))
-    _, neighbours = spatial.cKDTree(points).query(points, 2 * m + 1)
-    return points, np.asarray(neighbours)[:, 1:]
-
-
-def _highest_near(height: Array, neighbours: int | Array) -> Array:
-    """Return the largest of each point's and its neighbours' heights, (N, K).
-
-    On a lattice these are the 2m along the axes: with those along diagonals as well, a narrow mode beside
-    the slope of a higher one is passed over. Only where it is so coarse that a ridge aslant to it would be
-    a row of summits (m = 4) are they taken in.
-    """
-    N, K = height.shape
-    highest = height.copy()
-    if not isinstance(neighbours, int):
-        for column in neighbours.T:
-            np.maximum(highest, height[:, column], out=highest)
-        return highest
-    m = round(math.log(K, neighbours))
-    grid, result = (each.reshape(N, *[neighbours] * m) for each in (height, highest))
-    for axis in range(1, m + 1):
-        if neighbours < FINE:
-            grid = result.copy()  # the largest over a box is the largest over its axes in turn
-        narrow, wide = np.moveaxis(grid, axis, 0), np.moveaxis(result, axis, 0)
-        np.maximum(wide[1:], narrow[:-1], out=wide[1:])
-        np.maximum(wide[:-1], narrow[1:], out=wide[:-1])
-    return highest

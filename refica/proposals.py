@@ -22,9 +22,10 @@ from scipy import special
 
 from refica.decoders import Decoder
 from refica.encoder import encode
+from refica.lattices import Apart
 from refica.likelihood import Nodes
 from refica.model import LOG_2PI, NonlinearICA
-from refica.modes import Modes, find_modes, laplace_mass, log_volume
+from refica.modes import Modes, find_modes, laplace_mass, log_volume, mass_apart
 from refica.rules import Rule
 from refica.validation import Array, check_array
 
@@ -38,6 +39,9 @@ distance of 3 standard deviations."""
 WIDER = 2.5
 """Factor on the scale of the wider components of a defensive mixture."""
 
+PRIOR_SHARE = 0.25
+"""Share of the prior in a defensive mixture."""
+
 NEGLIGIBLE = 1e-12
 """Share of the mass below which "modes" leaves a mode out. What is left out counts as uncovered."""
 
@@ -49,13 +53,15 @@ class Gaussians(NamedTuple):
     """A mixture per observation: ``log_share`` (N, C) = log α, -inf for an absent component; ``mean``
     (N, C, m); ``scale`` (N, C, m, m) = L, triangular with a positive diagonal; ``problems`` as in
     `refica.likelihood.Estimate`; ``uncovered`` (N,), the log of the part of p(x_i) that the proposal knows
-    to lie where the mixture has next to nothing, by Laplace's approximation."""
+    to lie where the mixture has next to nothing, by Laplace's approximation; ``apart`` what the lattice of
+    starts saw apart from all modes, None if nothing."""
 
     log_share: Array
     mean: Array
     scale: Array
     problems: dict[str, Array]
     uncovered: Array | float = -np.inf
+    apart: Apart | None = None
 
 
 class Proposal(Protocol):
@@ -107,7 +113,7 @@ def defended(q: Gaussians) -> Gaussians:
     (a defensive mixture: Hesterberg, Technometrics 37, 1995).
     """
     N, _, m = q.mean.shape
-    half, quarter = np.log(0.5), np.log(0.25)
+    half, quarter = np.log(0.5), np.log(PRIOR_SHARE)
     return q._replace(
         log_share=np.concatenate(
             [q.log_share + half, q.log_share + quarter, np.full((N, 1), quarter)], axis=1
@@ -140,7 +146,7 @@ class LaplaceProposal:
     def gaussians(self, model: NonlinearICA, x: Array) -> Gaussians:
         """Return one component per observation; the other modes found are uncovered if it misses them."""
         found = find_modes(model, x)
-        return _at_modes(found, np.zeros((len(x), 1)))
+        return _at_modes(model, x, found, np.zeros((len(x), 1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +161,7 @@ class AllModes:
         log_share[log_share < np.log(NEGLIGIBLE)] = -np.inf
         C = min(int((log_share > -np.inf).sum(axis=1).max()), MOST_COMPONENTS)  # they are sorted by mass
         log_share = log_share[:, :C]
-        return _at_modes(found, log_share - np.logaddexp.reduce(log_share, axis=1, keepdims=True))
+        return _at_modes(model, x, found, log_share - np.logaddexp.reduce(log_share, axis=1, keepdims=True))
 
 
 @dataclass(frozen=True, slots=True, init=False, eq=False)
@@ -204,15 +210,19 @@ class EncoderProposal:
         scale = np.exp(0.5 * log_s2)[:, None, :, None] * np.eye(m)
         q = Gaussians(np.zeros((len(x), 1)), mean[:, None, :], scale, {})
         found = find_modes(model, x)
-        return q._replace(problems=_problems(found, 0), uncovered=_uncovered(found, q))
+        return q._replace(
+            problems=_problems(found, 0), uncovered=_uncovered(found, q), apart=mass_apart(model, x, found)
+        )
 
 
-def _at_modes(found: Modes, log_share: Array) -> Gaussians:
+def _at_modes(model: NonlinearICA, x: Array, found: Modes, log_share: Array) -> Gaussians:
     """The mixture of N(z_c, A_c⁻¹) over the first modes, with L = chol(A)⁻ᵀ."""
     C = log_share.shape[1]
     scale = np.swapaxes(np.linalg.inv(np.linalg.cholesky(found.hessian[:, :C])), 2, 3)
     q = Gaussians(log_share, found.modes[:, :C], scale, {})
-    return q._replace(problems=_problems(found, C), uncovered=_uncovered(found, q))
+    return q._replace(
+        problems=_problems(found, C), uncovered=_uncovered(found, q), apart=mass_apart(model, x, found)
+    )
 
 
 def _uncovered(found: Modes, q: Gaussians) -> Array:

@@ -22,7 +22,7 @@ from scipy import special
 
 from refica.likelihood import Coefficient, Estimate, Evaluation, Nodes, Tile, evaluate, rounding_error
 from refica.model import NonlinearICA, log_likelihood_given, log_prior
-from refica.proposals import PROPOSALS, Gaussians, Proposal, defended, place, place_at_random
+from refica.proposals import PRIOR_SHARE, PROPOSALS, Gaussians, Proposal, defended, place, place_at_random
 from refica.rules import Rule, UniformGrid
 from refica.spread import Spread, spread
 from refica.validation import Array, check_array, check_choice
@@ -56,6 +56,9 @@ of cases. Most are far below, since the error falls off exponentially."""
 OUTSIDE = 0.1
 """Largest bound (nats) on what lies outside a grid on the prior that is left to the error: the bound knows
 nothing of the decoder, and above this it says that something may well be there."""
+
+RULE_OF_THREE = 3.0
+"""Draws that may be expected in a region that none falls into, at most, with 95 % confidence: -log 0.05."""
 
 UNSEEN = 2.0
 """Factor on the mass of modes that no node covers: Laplace's approximation, which it comes from, may be that
@@ -146,7 +149,7 @@ class Quadrature:
             error, problems = _judge_gauss(self.rule, setting, result)
         error = error + rounding_error(x, model.sigma2, result.log_p)
         if setting.q is not None:
-            missed = np.logaddexp(0.0, math.log(UNSEEN) + setting.q.uncovered - result.log_p)
+            missed = np.logaddexp(0.0, math.log(UNSEEN) + _unseen(self.rule, setting) - result.log_p)
             error = error + missed
             problems = problems | setting.q.problems | {MISSED: missed > DISAGREEMENT}
         return Estimate(result.log_p, error, problems, result.gradient)
@@ -237,15 +240,40 @@ def _watched(rule: Rule, setting: _Setting) -> Array | Callable[[Tile], Array]:
     return np.stack([edge, edge if coarse is None else coarse, travel], axis=1)
 
 
+def _unseen(rule: Rule, setting: _Setting) -> Array:
+    """log of the part of p(x_i) that no node of a rule has seen, as far as the search for modes knows, (N,).
+
+    A defensive mixture draws from the prior too: it has seen what so much of that leads to that
+    `RULE_OF_THREE` nodes are expected there.
+    """
+    assert setting.q is not None
+    unseen = np.broadcast_to(setting.q.uncovered, len(setting.x))
+    apart = setting.q.apart
+    if apart is None:
+        return unseen
+    mass = apart.mass
+    if rule.replicates is not None and setting.defend:
+        draws = PRIOR_SHARE * rule.count(setting.model.latent_dim) * np.exp(apart.prior)
+        mass = np.where(draws < RULE_OF_THREE, mass, -np.inf)
+    return np.asarray(np.logaddexp(unseen, mass))
+
+
 def _judge_random(rule: Rule, setting: _Setting, result: Evaluation) -> tuple[Array, dict[str, Array]]:
     """Return the half-width (N,) of a 95 % interval, and problems.
 
     Balanced replicates all lack the same part of a tail that the mixture does not cover, about as much as
     the node farthest out stands for: on a proposal that is not defended, the largest share is added
     (without it Sobol's intervals covered 85 % there, with it 98 %).
+
+    On the prior, largest weights that are all equal are those of draws on a piece where the decoder is flat;
+    their spread is silent about a region that none of them fell into, which may well have `RULE_OF_THREE` / K
+    of the prior's mass, and weights as large.
     """
     found = Spread(*result.means.T)
     error = found.half_width
+    if setting.q is None:
+        unseen = np.where(found.shape == -np.inf, RULE_OF_THREE * found.largest, 0.0)
+        error = np.maximum(error, unseen)
     balanced = rule.replicates != rule.count(setting.model.latent_dim)
     if setting.q is not None and not setting.defend and balanced:
         error = error + np.where(found.shape > -np.inf, found.largest, 0.0)  # equal weights have no tail

@@ -22,6 +22,7 @@ FLOORS = {
     "encoder": 5,
     "exact": 5,
     "grids": 5,
+    "lattices": 5,
     "modes": 5,
     "neighbourhoods": 5,
     "piecewise": 5,

@@ -336,6 +336,15 @@ def test_neither_order_nor_company_matters():
         assert np.abs(other - together.gradient.theta).max() <= SAME_SUM * 6 * size
 
 
+def test_the_area_of_a_cell_far_from_its_anchor():
+    """Between parallel sides that rise by 1e3 per unit, 1e18 units long: their places there are 1e21 and
+    round to 1e5, which would swallow the width, 1."""
+    sides = np.array([[0.0, 1e3]]), np.array([[1.0, 1e3]])
+    ends = np.array([-1e18]), np.array([1e18])
+    strip = plane.Cells(*ends, np.zeros((1, 2)), *sides, np.zeros((1, 2)), np.zeros((1, 2, 2)))
+    np.testing.assert_allclose(plane._areas(strip), 2e18, rtol=1e-15)
+
+
 def test_the_public_functions():
     decoder = ri.MLP((2, 5, 2), activation="relu")
     model = ri.NonlinearICA(decoder, decoder.init(0), 0.1)

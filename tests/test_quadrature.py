@@ -413,3 +413,28 @@ def test_quadratures_are_values():
     assert gh != ri.Quadrature(ri.gauss_hermite(6))
     with pytest.raises(AttributeError):
         gh.rule = ri.gauss_hermite(6)
+
+
+@pytest.mark.parametrize("build", [ri.monte_carlo, ri.sobol])
+def test_draws_that_all_weigh_the_same_may_have_missed_something(build):
+    """g(z) = relu(z - 3.8): it bends on 7e-5 of the prior, where a thousand draws seldom fall."""
+    flat = ri.NonlinearICA(ri.MLP((1, 1, 1), activation="relu"), [1.0, -3.8, 1.0, 0.0], 1e-2)
+    x, silent = np.zeros((1, 1)), 0
+    exact = ri.log_likelihood(flat, x, ri.ExactPiecewiseAffine(), gradient=False).total
+    for seed in range(6):
+        rule = build(1024, seed=seed)
+        result = ri.log_likelihood(flat, x, ri.Quadrature(rule), gradient=False)
+        assert abs(result.total - exact) <= result.error[0] <= 0.01
+        silent += _half_width(flat, x, rule) < 1e-3 * abs(result.total - exact)
+    assert silent  # their spread alone says nothing
+    # where weights differ nothing is added: the error is that of their spread
+    steep = ri.NonlinearICA(flat.decoder, [1.0, 3.8, 1.0, 0.0], 1.0)
+    result = ri.log_likelihood(steep, x, ri.Quadrature(build(1024, seed=0)), gradient=False)
+    np.testing.assert_allclose(result.error, _half_width(steep, x, build(1024, seed=0)), rtol=1e-9)
+
+
+def _half_width(model, x, rule):
+    """Student's, relative, from the means of p(x|z) over the replicates of a rule on the prior."""
+    z, R = rule.points(1)[0], rule.replicates
+    means = np.exp(model.log_joint(x, z)[0] + 0.5 * z[:, 0] ** 2).reshape(R, -1).mean(axis=1)
+    return special.stdtrit(R - 1.0, 0.975) * stats.sem(means) / means.mean()

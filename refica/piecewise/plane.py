@@ -201,10 +201,8 @@ def _areas(plane: Cells) -> Array:
     """Areas (C,) of the trapezia, inf for those without end; with a floor that keeps their log finite."""
     height = plane.top - plane.bottom
     with np.errstate(invalid="ignore"):  # inf - inf, 0 inf
-        widths = [
-            plane.right[:, 0] + plane.right[:, 1] * eta - plane.left[:, 0] - plane.left[:, 1] * eta
-            for eta in (plane.bottom, plane.top)
-        ]
+        at, rate = (plane.right - plane.left).T  # sides by themselves cancel if parallel up to 1e18
+        widths = [np.maximum(at + rate * eta, 0.0) for eta in (plane.bottom, plane.top)]
         area = 0.5 * height * (widths[0] + widths[1])
     return np.where(np.isfinite(area), np.maximum(area, np.finfo(float).tiny), np.inf)
 
