@@ -1,10 +1,11 @@
 """The main job: fit linear, direct maximum likelihood and VAE to the same data, and compare them.
 
 Every model is judged by the same number, its log-likelihood per observation, integrated as
-`refica.log_likelihood` does it and not bounded, on the training data and on data it has not seen.
+`refica.log_likelihood` does it and not bounded, on the training data and on data it has not seen. Beside it
+stands what the VAE's bound says, and why it says less.
 """
 
-# notation: N observations, n data, m latent
+# notation: N observations, R of them, n data, m latent
 
 from __future__ import annotations
 
@@ -25,14 +26,28 @@ from refica.marginal import Likelihood, log_likelihood
 from refica.model import NonlinearICA
 from refica.posterior import posterior
 from refica.recovery import Recovery, recovery
+from refica.vae import VAE, Gaps, elbo_quadrature, gaps
 from refica.validation import Array, check_choice, check_count, check_seed
 
-__all__ = ["Comparison", "Entry", "Score", "Settings", "compare"]
+__all__ = ["Comparison", "Entry", "Score", "Settings", "Tightness", "compare"]
 
 FOLDS = 10
 
 SMALL = 1000
 """Data without a held-out sample: 10-fold cross-validation up to this many rows, one split above."""
+
+GAP_ROWS = {1: 1000, 2: 100, 3: 10}
+"""Most training observations whose gaps are computed, by m; beyond that `MANY_GAP_ROWS`. It takes a second or
+two for m = 1 and 2, and up to a minute for more."""
+
+MANY_GAP_ROWS = 5
+
+MOST_GAP_AXES = 6
+"""Latent dimensions beyond which gaps are not computed: product rules over q get too coarse."""
+
+ELBO_ROWS = {1: 100_000, 2: 5000}
+"""Most training observations whose ELBO is integrated with that many latents; of more, and for more latents,
+it is that of the observations whose gaps are computed."""
 
 STREAMS = ("fit", "split", "generated")
 
@@ -72,12 +87,27 @@ class Score(NamedTuple):
         return float(self.per_observation.std(ddof=1) / math.sqrt(len(self.per_observation)))
 
 
+class Tightness(NamedTuple):
+    """What a VAE's bound loses: the ``elbo`` of the training data, or of ``x``; ``x`` (R, n), of the training
+    data all or some evenly spaced, and the ``ledger`` of their gaps."""
+
+    elbo: Score
+    x: Array
+    ledger: Gaps
+
+    @property
+    def converged(self) -> bool:
+        """Whether all of it is vouched for."""
+        return bool(self.ledger.converged.all()) and self.elbo.converged == len(self.elbo.per_observation)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
     """One row: a model with its scores; ``model`` is None where it is not defined.
 
     ``fit`` holds history and VAE where there are any; ``seconds`` is the time of the fit to all the
-    training data; ``recovery`` compares posterior means with the true latents.
+    training data; ``recovery`` compares posterior means with the true latents; ``tightness`` is there for a
+    VAE.
     """
 
     name: str
@@ -89,6 +119,7 @@ class Entry:
     train: Score | None = None
     held_out: Score | None = None
     recovery: Recovery | None = None
+    tightness: Tightness | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +135,10 @@ class Comparison:
     def trustworthy(self) -> bool:
         """Whether every number that was computed is vouched for by its integrator."""
         scores = [score for entry in self.entries for score in (entry.train, entry.held_out) if score]
-        return all(score.converged == len(score.per_observation) for score in scores)
+        bounds = [entry.tightness for entry in self.entries if entry.tightness]
+        return all(score.converged == len(score.per_observation) for score in scores) and all(
+            bound.converged for bound in bounds
+        )
 
     def difference(self, entry: Entry, baseline: str) -> tuple[float, float] | None:
         """Return the mean paired held-out difference of an entry to another and its standard error."""
@@ -218,7 +252,24 @@ def _scored(entry: Entry, train: Array, held_out: Array | None, progress: Progre
     progress(f"evaluating {entry.name}")
     fit_score = _score(entry.fit.log_likelihood) if entry.fit else _evaluate(entry.model, train)
     other = None if held_out is None else _evaluate(entry.model, held_out)
+    if entry.fit and entry.fit.vae and entry.model.latent_dim <= MOST_GAP_AXES:
+        progress(f"the gaps of the {entry.name}")
+        entry = replace(entry, tightness=_tightness(entry.fit.vae, train))
     return replace(entry, train=fit_score, held_out=other)
+
+
+def _tightness(vae: VAE, x: Array) -> Tightness:
+    m = vae.model.latent_dim
+    count = min(len(x), GAP_ROWS.get(m, MANY_GAP_ROWS))
+    some = x[np.linspace(0, len(x) - 1, count).round().astype(np.intp)]
+    ledger = gaps(vae, some)
+    if count == len(x) or len(x) > ELBO_ROWS.get(m, 0):
+        good = int(ledger.converged.sum())
+        return Tightness(Score(ledger.elbo, float(ledger.error.mean()), good, ledger.message), some, ledger)
+    bound = elbo_quadrature(vae, x, gradient=False)
+    good = int(bound.converged.sum())
+    elbo = Score(bound.per_observation, float(bound.error.mean()), good, bound.message)
+    return Tightness(elbo, some, ledger)
 
 
 def _evaluate(model: NonlinearICA, x: Array) -> Score:

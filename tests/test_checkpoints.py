@@ -15,8 +15,7 @@ import pytest
 
 import refica as ri
 from refica.files import DataError, OutputError, read_json
-from refica.fit import checkpoint, stochastic
-from refica.fit import vae as fit_module
+from refica.fit import checkpoint, elbo_ascent, stochastic
 from refica.fit.checkpoint import decode, encode
 from refica.fit.result import Step
 from refica.validation import Array
@@ -36,7 +35,7 @@ def _often(monkeypatch):
     """A checkpoint after every round, and short rounds."""
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr(stochastic, "ROUND", 20)
-    monkeypatch.setattr(fit_module, "ROUND", 50)
+    monkeypatch.setattr(elbo_ascent, "ROUND", 50)
 
 
 def interrupting(after):
@@ -81,15 +80,23 @@ def test_a_resumed_fit_is_the_uninterrupted_one_bit_for_bit(method, tmp_path):
         assert fitting.same_fit(resumed, whole)
 
 
-def test_a_resumed_vae_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"n_starts": 3, "sigma2_update": "closed-form", "schedule": "inverse-time"},
+        {"kl_warmup": 120, "validation_fraction": 0.3, "patience": 1, "n_samples": 2},
+    ],
+)
+def test_a_resumed_vae_is_the_uninterrupted_one_bit_for_bit(options, tmp_path):
     path = tmp_path / "state.json"
-    whole = fit_a_vae()
+    whole = fit_a_vae(**options)
     assert [step.iteration for step in whole.history] == [0, 50, 100, 150, 200, 230]
     for after in (1, 3, 6):
-        first = fit_a_vae(path, callback=interrupting(after))
+        first = fit_a_vae(path, callback=interrupting(after), **options)
         assert first.status == "interrupted"
         assert f"resume='{path}'" in first.message
-        resumed = fit_a_vae(resume=path)
+        resumed = fit_a_vae(resume=path, **options)
         assert fitting.same_fit(resumed, whole)
         assert resumed.vae.phi.tobytes() == whole.vae.phi.tobytes()
 
@@ -135,7 +142,7 @@ def test_ctrl_c_returns_the_best_model_and_says_where_the_rest_is(tmp_path):
     truth, x = fitting.curve()
     again = ri.log_likelihood(first.model, x, gradient=False)
     assert first.log_likelihood.total == again.total > ri.log_likelihood(truth, x).total
-    best = read_json(path, checkpoint.SCHEMA, [checkpoint.VERSION])["state"]["best"]["model"]
+    best = read_json(path, checkpoint.SCHEMA, [checkpoint.VERSION])["state"]["runners"][0]["model"]
     assert best["theta"] == first.model.theta.tolist()
     unsaved = fit("l-bfgs", callback=interrupting(1))
     assert "no checkpoint was asked for" in unsaved.message
@@ -212,6 +219,8 @@ def test_the_checkpoint_of_another_model_or_other_data_is_refused(tmp_path):
     ri.fit_vae(vae, x, max_iter=1, checkpoint=path)
     with pytest.raises(DataError, match=r"with other vae \("):
         ri.fit_vae(vae.replace(phi=2.0 * vae.phi), x, max_iter=1, resume=path)
+    with pytest.raises(DataError, match=r"with other kl_warmup \(kl_warmup 0 there"):
+        ri.fit_vae(vae, x, max_iter=1, kl_warmup=5, resume=path)
 
 
 def test_integrators_are_told_apart_and_the_same_in_every_process():
@@ -240,7 +249,7 @@ def test_integrators_are_told_apart_and_the_same_in_every_process():
         (lambda text: "", "is not JSON"),
         (lambda text: text.replace("refica-checkpoint", "refica-model"), "must be of schema"),
         (lambda text: text.replace('"version": 1', '"version": 2'), "newer refica"),
-        (lambda text: text.replace('"best"', '"worst"'), "no complete checkpoint"),
+        (lambda text: text.replace('"runners"', '"walkers"'), "no complete checkpoint"),
         (lambda text: text.replace('"theta": [', '"theta": [1.0, '), "no complete checkpoint"),
         (lambda text: text.replace('"tried": 1', '"tried": "1"'), "no complete checkpoint.*expected int"),
         (

@@ -134,7 +134,7 @@ def test_compare_writes_report_results_and_models(capsys, table, tmp_path, short
         "model-vae.json",
     }
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 6
     assert "http://" not in page
     assert "https://" not in page
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """The comparison: what each row is, pairing, cross-validation, what happens where a row is not defined."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -41,6 +42,63 @@ def test_a_simulated_comparison_has_the_truth_and_recovery():
     d = mle.held_out.per_observation - truth.held_out.per_observation
     assert (mean, error) == (d.mean(), d.std(ddof=1) / math.sqrt(90))
     assert result.difference(truth, "truth") is None
+
+
+def test_the_bound_stands_beside_the_truth_with_its_gaps(monkeypatch):
+    monkeypatch.setattr(module, "GAP_ROWS", {1: 7})
+    data = Dataset("plane", ("a", "b"), plane(31))
+    result = compare(data, Settings(hidden=2, n_starts=1))
+    *others, entry = result.entries
+    assert all(other.tightness is None for other in others)
+    vae, found = entry.fit.vae, entry.tightness
+    bound = ri.elbo_quadrature(vae, data.x, gradient=False)
+    np.testing.assert_array_equal(found.elbo.per_observation, bound.per_observation)
+    assert found.elbo.mean < entry.train.mean
+    np.testing.assert_array_equal(found.x, data.x[::5])
+    ledger = ri.gaps(vae, data.x[::5])
+    np.testing.assert_array_equal(found.ledger.amortisation, ledger.amortisation)
+    total = ledger.log_p - ledger.elbo
+    told = to_dict(result)["entries"][-1]
+    assert told["elbo"]["mean"] == bound.per_observation.mean()
+    assert told["gaps"]["total"]["mean"] == pytest.approx(total.mean())
+    assert told["gaps"]["amortisation"]["standard_error"] == pytest.approx(
+        ledger.amortisation.std(ddof=1) / math.sqrt(7)
+    )
+    assert told["gaps"]["approximation"]["mean"] + told["gaps"]["amortisation"]["mean"] == pytest.approx(
+        told["gaps"]["total"]["mean"]
+    )
+    text = as_text(result)
+    assert f"{entry.train.mean:.4f}  {found.elbo.mean:.4f}" in text
+    assert f"{total.mean():.4f} ({total.std(ddof=1) / math.sqrt(7):.4f})" in text
+    assert "mean over training observations (7 of 31, evenly spaced)" in text
+    assert max(map(len, text.splitlines())) <= 116  # the longest note; the tables are below 110
+
+
+@pytest.mark.parametrize("rows", [{1: 7}, {1: 1000}])
+def test_of_many_data_the_elbo_is_that_of_the_same_rows(rows, monkeypatch):
+    monkeypatch.setattr(module, "GAP_ROWS", rows)
+    monkeypatch.setattr(module, "ELBO_ROWS", {1: 20})
+    x = plane(31)
+    vae = ri.initial_vae(ri.probabilistic_pca(x, 1), x, 2)
+    found = module._tightness(vae, x)
+    assert len(found.x) == len(found.elbo.per_observation) == min(rows[1], 31)
+    np.testing.assert_array_equal(found.elbo.per_observation, found.ledger.elbo)
+
+
+def test_gaps_that_are_not_to_be_trusted_are_said_so():
+    x = plane(5)
+    vae = ri.initial_vae(ri.probabilistic_pca(x, 1), x, 2)
+    found = module._tightness(vae, x)
+    entry = Entry("VAE", vae.model, "", "", train=Score(np.zeros(5), 1e-9, 5, ""), tightness=found)
+    data = Dataset("plane", ("a", "b"), x)
+    sure = Comparison(data, Settings(), (entry,), "nothing")
+    assert sure.trustworthy
+    assert "not to be trusted" not in as_text(sure)
+    ledger = dataclasses.replace(found.ledger, converged=np.arange(5) > 0)
+    doubt = dataclasses.replace(entry, tightness=found._replace(ledger=ledger))
+    doubtful = Comparison(data, Settings(), (doubt,), "nothing")
+    assert not doubtful.trustworthy
+    assert "some ELBOs or gaps are not to be trusted" in as_text(doubtful)
 
 
 def test_cross_validation_scores_each_row_with_a_model_that_has_not_seen_it(monkeypatch):

@@ -18,13 +18,14 @@ def test_results_are_quoted():
         "accuracy",
         "coverage",
         "certified",
+        "executors",
     }
 
 
 @pytest.mark.parametrize(("name", "block"), QUOTED)
 def test_a_table_in_readme_is_what_was_measured(name, block):
     measured = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    assert block.splitlines() == measured.get("summary", measured["table"])
+    assert block.splitlines() == (measured.get("summary") or measured["table"])
     assert measured["made_by"]["command"] == f"python -m benchmarks {name.partition('-')[0]}"
 
 

@@ -427,6 +427,61 @@ def test_by_quadrature_is_the_integral_to_within_its_error(activation):
         assert np.median(errors) <= 1e-3
 
 
+def wide_case(seed):
+    """m = 2: a decoder, often with large weights, and a q from narrow to as wide as the prior; one x."""
+    rng = np.random.default_rng([seed, 2, 7])
+    kind = ("tanh", "sin", "relu", "softplus", "leaky_relu", "gelu", "sigmoid", "polynomial")[seed % 8]
+    n = int(rng.integers(1, 5))
+    decoder = Polynomial(2, n, 3) if kind == "polynomial" else MLP((2, int(rng.integers(2, 9)), n), kind)
+    theta = decoder.init(rng) * rng.choice([1.0, 1.0, 3.0])
+    model = NonlinearICA(decoder, theta, 10.0 ** rng.uniform(-3, 1))
+    x = model.sample(1, rng)[1]
+    encoder = MLP((n, 4, 4))
+    phi = encoder.init(rng)
+    if seed % 3:
+        phi[-2:] -= rng.uniform(0, 5, 2)
+    return VAE(model, encoder, phi), x
+
+
+def elbo_by_a_dense_grid(vae, x, points):
+    """E_q log p(x | z) - KL of one observation by a product of trapezoidal rules on [-9.3, 9.3]², m = 2."""
+    mu, log_s2 = encode(vae.encoder, vae.phi, x)
+    t = np.linspace(-9.3, 9.3, points)
+    w = stats.norm.pdf(t) * 18.6 / (points - 1)
+    z = np.stack(np.meshgrid(t, t, indexing="ij"), axis=-1).reshape(-1, 2) * np.exp(0.5 * log_s2) + mu
+    squared = ((x - vae.model.decoder(vae.model.theta, z)) ** 2).sum(axis=1).reshape(points, points)
+    sigma2 = vae.model.sigma2
+    return (
+        w @ (-0.5 * squared / sigma2) @ w
+        - 0.5 * x.size * np.log(2 * np.pi * sigma2)
+        - kl_to_prior(mu, log_s2)
+    )
+
+
+def uncovered(seeds):
+    """Of cases that are called converged, those farther from a dense grid than they say."""
+    found = []
+    for seed in seeds:
+        vae, x = wide_case(seed)
+        bound = elbo_quadrature(vae, x, gradient=False)
+        if bound.converged[0]:
+            truth, coarser = (elbo_by_a_dense_grid(vae, x, points)[0] for points in (451, 351))
+            off = abs(bound.total - truth) - bound.error[0] - abs(truth - coarser) - PANELS * abs(truth)
+            found += [seed] if off > 0 else []
+    return found
+
+
+HARD = [22, 160, 420]  # of 600 those whose grids, of 33 points, were off to one side by more than their range
+
+
+def test_two_latents_are_within_their_error(monkeypatch):
+    """Another 600 were, when this was written (411 of them converged), by this same comparison."""
+    assert uncovered([*HARD, *range(9)]) == []
+    monkeypatch.setattr(evidence, "RANGES", 1.0)
+    monkeypatch.setattr(evidence, "POINTS", {2: (33,)})
+    assert uncovered(HARD) == HARD
+
+
 def test_too_few_nodes_are_not_called_converged():
     vae, rng = random_vae(0, sigma2=1e-3)
     x = vae.model.sample(5, rng)[1]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from refica.marginal import Likelihood
 from refica.model import NonlinearICA
 from refica.vae import VAE
+from refica.validation import Array
 
 __all__ = ["Fit", "Step"]
 
@@ -39,14 +40,16 @@ class Fit:
     history : tuple of Step
         Of the run that was kept.
     status : str
-        "converged", "iteration limit", "stopped by callback", "interrupted", "collapsed", "diverged" or
-        "integrator not converged".
+        "converged", "iteration limit", "stopped by callback", "interrupted", "collapsed", "diverged",
+        "integrator not converged" or "posterior collapse".
     converged : bool
         Whether the status is "converged".
     message : str
         A sentence that explains the status.
     vae : VAE or None
         The fitted VAE, for `fit_vae`.
+    kl_per_latent : (m,) or None
+        For `fit_vae`: KL(q(z_j | x_i) ‖ N(0, 1)) in nats, the mean over the data.
     """
 
     model: NonlinearICA
@@ -55,6 +58,7 @@ class Fit:
     status: str
     message: str
     vae: VAE | None = None
+    kl_per_latent: Array | None = None
 
     @property
     def converged(self) -> bool:

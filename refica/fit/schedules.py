@@ -35,12 +35,12 @@ class Plateau(NamedTuple):
     lowered: int = 0
 
 
-def next_plateau(plateau: Plateau, value: float, tol: float) -> Plateau:
-    """Count a round: a gain above tol resets the waiting, waiting out `PATIENCE` lowers the rate."""
+def next_plateau(plateau: Plateau, value: float, tol: float, patience: int = PATIENCE) -> Plateau:
+    """Count a round: a gain above tol resets the waiting, waiting out ``patience`` lowers the rate."""
     best = max(plateau.best, value)
     if value > plateau.best + tol:
         return Plateau(best, 0, plateau.lowered)
-    if plateau.waited + 1 < PATIENCE:
+    if plateau.waited + 1 < patience:
         return Plateau(best, plateau.waited + 1, plateau.lowered)
     return Plateau(best, 0, plateau.lowered + 1)
 

@@ -7,5 +7,15 @@ figure is held in global state. ``ax=None`` makes a new figure, which is then ``
 from refica.plot.canvas import figure_png
 from refica.plot.data import generated, manifold, manifold_panels
 from refica.plot.fits import latent, learning_curves
+from refica.plot.posteriors import posterior, posterior_panels
 
-__all__ = ["figure_png", "generated", "latent", "learning_curves", "manifold", "manifold_panels"]
+__all__ = [
+    "figure_png",
+    "generated",
+    "latent",
+    "learning_curves",
+    "manifold",
+    "manifold_panels",
+    "posterior",
+    "posterior_panels",
+]

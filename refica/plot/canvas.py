@@ -26,6 +26,7 @@ __all__ = [
     "BLUE",
     "GREY",
     "LIGHT",
+    "LIGHT_BLUE",
     "TRUTH",
     "Style",
     "View",
@@ -52,7 +53,7 @@ MOST_BINS = 500
 LEGEND_WIDTH = 80
 """Characters that fit above a figure of 6.4 inches, with 7 for each marker."""
 
-BLUE, GREY, LIGHT = "#0072B2", "#777777", "#c8c8c8"
+BLUE, LIGHT_BLUE, GREY, LIGHT = "#0072B2", "#cce3f0", "#777777", "#c8c8c8"
 
 
 class Style(NamedTuple):

@@ -27,7 +27,7 @@ LOGARITHMIC = 5.0
 """Time is on a logarithmic axis if the longest fit took more than this many times the shortest."""
 
 
-def latent(mean: Any, *, truth: Any = None, ax: Axes | None = None) -> Axes:
+def latent(mean: Any, *, truth: Any = None, name: str = "posterior mean", ax: Axes | None = None) -> Axes:
     """Draw the latent space: posterior means, against the truth where it is known.
 
     With a truth the means are first turned by the best orthogonal map, which the model cannot identify.
@@ -44,6 +44,8 @@ def latent(mean: Any, *, truth: Any = None, ax: Axes | None = None) -> Axes:
         Posterior means, as of `refica.posterior`.
     truth : array_like (N, m), optional
         The latents behind the data.
+    name : str
+        What the means are, for the labels.
     ax : Axes, optional
         Where to draw; None makes a new figure.
 
@@ -56,26 +58,26 @@ def latent(mean: Any, *, truth: Any = None, ax: Axes | None = None) -> Axes:
     """
     mean = check_array("mean", mean, ("N", "m"))
     if truth is None:
-        return (_latent_line if mean.shape[1] == 1 else _latent_plane)(axes_for(ax), mean)
+        return (_latent_line if mean.shape[1] == 1 else _latent_plane)(axes_for(ax), mean, name)
     truth = check_array("truth", truth, mean.shape)
     mean = mean @ procrustes(truth, mean)
     removed = "sign" if mean.shape[1] == 1 else "rotation or reflection"
     note = f"R² = {r_squared(truth, mean):.4f} after the best {removed}"
-    return (_latent_pairs if mean.shape[1] == 1 else _latent_plane)(axes_for(ax), mean, truth, note)
+    return (_latent_pairs if mean.shape[1] == 1 else _latent_plane)(axes_for(ax), mean, name, truth, note)
 
 
-def _latent_line(ax: Axes, mean: Array) -> Axes:
+def _latent_line(ax: Axes, mean: Array, name: str) -> Axes:
     """m = 1: the histogram of the means and the density of the prior."""
-    ax.hist(mean[:, 0], bins(mean), density=True, color=LIGHT, label="posterior means")
+    ax.hist(mean[:, 0], bins(mean), density=True, color=LIGHT, label=f"{name}s")
     z = np.linspace(-REACH, REACH, 401)
     p = np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi)
     ax.plot(z, p, color=TRUTH.colour, linestyle=TRUTH.line, linewidth=1.8, label="prior N(0, 1)")
     ax.set(xlabel="latent z (standard deviations of the prior)", ylabel="density")
-    legend(ax, ["posterior means", "prior N(0, 1)"])
+    legend(ax, [f"{name}s", "prior N(0, 1)"])
     return ax
 
 
-def _latent_pairs(ax: Axes, mean: Array, truth: Array, note: str) -> Axes:
+def _latent_pairs(ax: Axes, mean: Array, name: str, truth: Array, note: str) -> Axes:
     """m = 1: the means against the truth."""
     both = np.concatenate([mean, truth])
     ends = [float(both.min()), float(both.max())]
@@ -83,18 +85,18 @@ def _latent_pairs(ax: Axes, mean: Array, truth: Array, note: str) -> Axes:
     size = marker_size(len(mean))
     ax.scatter(truth[:, 0], mean[:, 0], s=size, color=BLUE, alpha=0.6, linewidths=0, label="observations")
     ax.set_aspect("equal")
-    ax.set(xlabel="true z", ylabel="posterior mean of z")
+    ax.set(xlabel="true z", ylabel=f"{name} of z")
     legend(ax, ["observations", "mean = truth"], note)
     return ax
 
 
-def _latent_plane(ax: Axes, mean: Array, truth: Array | None = None, note: str = "") -> Axes:
+def _latent_plane(ax: Axes, mean: Array, name: str, truth: Array | None = None, note: str = "") -> Axes:
     """m >= 2: the first two coordinates of the means, with circles of the prior."""
     shade: dict[str, Any] = {"color": BLUE}
     if truth is not None:
         shade = {"c": truth[:, 0], "cmap": "viridis", "vmin": -2.5, "vmax": 2.5}
     size = 1.4 * marker_size(len(mean))
-    points = ax.scatter(mean[:, 0], mean[:, 1], s=size, linewidths=0, label="posterior means", **shade)
+    points = ax.scatter(mean[:, 0], mean[:, 1], s=size, linewidths=0, label=f"{name}s", **shade)
     if truth is not None:
         ax.figure.colorbar(points, ax=ax, shrink=0.8, extend="both").set_label("true z1")
     turn = np.linspace(0.0, 2.0 * np.pi, 181)
@@ -104,9 +106,9 @@ def _latent_plane(ax: Axes, mean: Array, truth: Array | None = None, note: str =
         ax.plot(across, up, color=TRUTH.colour, linestyle=TRUTH.line, linewidth=1.0, label=prior)
     limit = max(3.2, 1.05 * float(np.abs(mean[:, :2]).max()))
     ax.set_aspect("equal")
-    ax.set(xlabel="posterior mean of z1", ylabel="posterior mean of z2")
+    ax.set(xlabel=f"{name} of z1", ylabel=f"{name} of z2")
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
-    legend(ax, ["posterior means", prior], note)
+    legend(ax, [f"{name}s", prior], note)
     return ax
 
 

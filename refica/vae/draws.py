@@ -18,7 +18,16 @@ from refica.likelihood import DECODER_ROWS, decode, row_blocks
 from refica.model import squared_distances
 from refica.validation import Array
 
-__all__ = ["Draws", "Encoded", "draw", "encode_with_slope", "kl_to_prior", "pull_back", "pull_back_to_phi"]
+__all__ = [
+    "Draws",
+    "Encoded",
+    "draw",
+    "encode_with_slope",
+    "kl_per_latent",
+    "kl_to_prior",
+    "pull_back",
+    "pull_back_to_phi",
+]
 
 
 class Encoded(NamedTuple):
@@ -55,8 +64,13 @@ def draw(decoder: Decoder, theta: Array, mu: Array, log_s2: Array, x: Array, noi
 
 
 def kl_to_prior(mu: Array, log_s2: Array) -> Array:
-    """KL(N(μ, diag s²) ‖ N(0, I)) = ½ Σ_j (μ_j² + s_j² - 1 - log s_j²), (R, m) -> (R,)."""
-    return np.asarray(0.5 * (mu * mu + np.expm1(log_s2) - log_s2).sum(axis=1))
+    """KL(N(μ, diag s²) ‖ N(0, I)) = Σ_j KL_j, (R, m) -> (R,)."""
+    return np.asarray(kl_per_latent(mu, log_s2).sum(axis=1))
+
+
+def kl_per_latent(mu: Array, log_s2: Array) -> Array:
+    """KL_j = KL(N(μ_j, s_j²) ‖ N(0, 1)) = ½ (μ_j² + s_j² - 1 - log s_j²), (R, m) -> (R, m)."""
+    return np.asarray(0.5 * (mu * mu + np.expm1(log_s2) - log_s2))
 
 
 def pull_back(decoder: Decoder, theta: Array, z: Array, g_bar: Array) -> tuple[Array, Array]:

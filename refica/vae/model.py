@@ -106,7 +106,7 @@ class VAE:
     Notes
     -----
     The encoder sees the data as they are, so that (encoder, phi) say everything about q. Data of any
-    scale are served by `refica.fit.vae.initial_vae` and `fit_vae`, which start and step in the
+    scale are served by `refica.initial_vae` and `refica.fit_vae`, which start and step in the
     coordinates of standardised inputs and then fold shift and scale into the first layer of phi.
 
     Examples
