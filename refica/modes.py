@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refica import lattices
+from refica.activations import LeakyReLU
 from refica.ascent import climb
 from refica.lattices import CELL, LATTICE, Apart, Starts, cells, has_cells, step, summits
 from refica.likelihood import row_blocks
@@ -50,6 +51,10 @@ UNEXPLAINED = math.log(1.5)
 """Nats by which a cell's mass must exceed what the modes found put there for it to be searched. The tangent
 that stands for the decoder may mislead; then a search is all that is lost."""
 
+MANY_PIECES = 3
+"""Latent dimensions from which a decoder with kinks has more pieces, of the order of H^m with H hidden units,
+than a search has starts. Each may hold a mode; where two are found no search can say that these are all."""
+
 REACH = 2.5
 """Factor on the widths of the Gaussians at modes, whose tails nodes follow: at 6 of their standard deviations
 the wider ones still have a hundredth of what they have at the mode, per volume."""
@@ -68,7 +73,7 @@ class Modes(NamedTuple):
     iteration limit, or a saddle);
     ``complete`` (N,) whether all local maxima on the lattices, and cells with unexplained mass, served as
     starts, or the last ones that did brought nothing new and there are few modes for so many starts, and
-    nothing worth it can be beyond them.
+    nothing worth it can be beyond them; and there are not several on the many pieces of a kinked decoder.
     """
 
     modes: Array
@@ -102,7 +107,18 @@ def _search_near_and_far(model: NonlinearICA, x: Array, most_starts: int, far: b
         return found
     if model.latent_dim > 1 and has_cells(model):  # along a line no slope of a mode hides another
         found = _search_cells(model, x, found, most_starts)
-    return _search_far(model, x, found, most_starts) if far else found
+    if far:
+        found = _search_far(model, x, found, most_starts)
+    if model.latent_dim >= MANY_PIECES and _has_kinks(model):
+        several = (found.log_joint > -np.inf).sum(axis=1) > 1
+        found = found._replace(complete=found.complete & ~several)
+    return found
+
+
+def _has_kinks(model: NonlinearICA) -> bool:
+    """Whether the decoder is known to be affine in pieces with kinks between them."""
+    activations = getattr(model.decoder, "activations", ())
+    return any(isinstance(f, LeakyReLU) and f.slope != 1.0 for f in activations)
 
 
 def _search_far(model: NonlinearICA, x: Array, found: Modes, most_starts: int) -> Modes:

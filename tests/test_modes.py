@@ -365,3 +365,18 @@ def test_where_nothing_can_be_beyond_the_lattice_it_is_searched_once(monkeypatch
     monkeypatch.setattr(modes, "_search", lambda *args: scales.append(args[3:]) or search(*args))
     find_modes(model, x)
     assert scales == [()]
+
+
+@pytest.mark.parametrize("m", [2, 3])
+def test_several_modes_on_many_pieces_are_never_said_to_be_all(m):
+    """g(z) = |z| + |z - 3|/9, coordinate by coordinate, from 4m relu units: x = 1 has 2^m modes, x = -1 one."""
+    W = np.zeros((4 * m, m))
+    W[np.arange(4 * m), np.repeat(np.arange(m), 4)] = np.tile([1.0, -1.0, 1.0, -1.0], m)
+    b = np.tile([0.0, 0.0, -3.0, 3.0], m)
+    V = np.zeros((m, 4 * m))
+    V[np.repeat(np.arange(m), 4), np.arange(4 * m)] = np.tile([1.0, 1.0, 1 / 9, 1 / 9], m)
+    theta = np.concatenate([W.ravel(), b, V.ravel(), np.zeros(m)])
+    model = ri.NonlinearICA(ri.MLP((m, 4 * m, m), "relu"), theta, 1e-2)
+    found = find_modes(model, np.array([np.ones(m), -np.ones(m)]))
+    np.testing.assert_array_equal((found.log_joint > -np.inf).sum(axis=1), [2**m, 1])
+    np.testing.assert_array_equal(found.complete, [m < 3, True])
