@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refica.centrality import ScoreCentrality, score_centrality
 from refica.datasets import Dataset
 from refica.decoders import MLP
 from refica.exact import probabilistic_pca
@@ -26,10 +27,11 @@ from refica.marginal import Likelihood, log_likelihood
 from refica.model import NonlinearICA
 from refica.posterior import posterior
 from refica.recovery import Recovery, recovery
+from refica.uncertainty import StandardErrors, standard_errors
 from refica.vae import VAE, Gaps, elbo_quadrature, gaps
 from refica.validation import Array, check_choice, check_count, check_seed
 
-__all__ = ["Comparison", "Entry", "Score", "Settings", "Tightness", "compare"]
+__all__ = ["Certainty", "Comparison", "Entry", "Score", "Settings", "Tightness", "compare"]
 
 FOLDS = 10
 
@@ -49,7 +51,13 @@ ELBO_ROWS = {1: 100_000, 2: 5000}
 """Most training observations whose ELBO is integrated with that many latents; of more, and for more latents,
 it is that of the observations whose gaps are computed."""
 
-STREAMS = ("fit", "split", "generated")
+SCORED = 1000
+"""Most training observations whose scores are computed, and as many are simulated; for m = 1, where one takes
+a millisecond (for m = 2 some 40)."""
+
+STREAMS = ("fit", "split", "generated", "centrality")
+OWN = 3
+"""Second key of these streams, which those of examples do not have."""
 
 Progress = Callable[[str], None]
 
@@ -101,13 +109,21 @@ class Tightness(NamedTuple):
         return bool(self.ledger.converged.all()) and self.elbo.converged == len(self.elbo.per_observation)
 
 
+class Certainty(NamedTuple):
+    """How sure a fit is: the standard ``errors`` of its parameters, and the ``centrality`` of its scores at
+    observations that it simulates itself."""
+
+    errors: StandardErrors
+    centrality: ScoreCentrality
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
     """One row: a model with its scores; ``model`` is None where it is not defined.
 
     ``fit`` holds history and VAE where there are any; ``seconds`` is the time of the fit to all the
     training data; ``recovery`` compares posterior means with the true latents; ``tightness`` is there for a
-    VAE.
+    VAE; ``certainty`` for direct MLE, where scores are affordable.
     """
 
     name: str
@@ -120,6 +136,7 @@ class Entry:
     held_out: Score | None = None
     recovery: Recovery | None = None
     tightness: Tightness | None = None
+    certainty: Certainty | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,6 +203,7 @@ def compare(data: Dataset, settings: Settings, progress: Progress = lambda _: No
         test, train = x[np.sort(order[: len(x) // 5])], x[np.sort(order[len(x) // 5 :])]
         entries = tuple(_scored(e, train, test, progress) for e in _fit_all(train, settings, progress))
         kind = f"on a random fifth ({len(test)} of {len(x)} rows)"
+    entries = tuple(_doubted(entry, x, settings.seed, progress) for entry in entries)
     if data.truth is not None:
         truth = Entry("truth", data.truth, "", "the model that the data were drawn from")
         entries = (_scored(truth, x, data.held_out, progress), *entries)
@@ -196,7 +214,7 @@ def compare(data: Dataset, settings: Settings, progress: Progress = lambda _: No
 
 def stream(seed: int, use: str) -> np.random.Generator:
     """Return a generator for one use of a seed, independent of the other uses and of the data's own."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(use), len(STREAMS))))
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(use), OWN)))
 
 
 def _fit_all(x: Array, settings: Settings, progress: Progress) -> tuple[Entry, ...]:
@@ -256,6 +274,17 @@ def _scored(entry: Entry, train: Array, held_out: Array | None, progress: Progre
         progress(f"the gaps of the {entry.name}")
         entry = replace(entry, tightness=_tightness(entry.fit.vae, train))
     return replace(entry, train=fit_score, held_out=other)
+
+
+def _doubted(entry: Entry, x: Array, seed: int, progress: Progress) -> Entry:
+    """Return direct MLE with standard errors and the score-centrality test, where they are affordable."""
+    model = entry.model
+    if model is None or entry.name != "direct MLE" or model.latent_dim > 1 or len(x) > SCORED:
+        return entry
+    progress(f"standard errors and scores of {entry.name}")
+    rng = stream(seed, "centrality")
+    certainty = Certainty(standard_errors(model, x), score_centrality(model, SCORED, rng))
+    return replace(entry, certainty=certainty)
 
 
 def _tightness(vae: VAE, x: Array) -> Tightness:

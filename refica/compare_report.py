@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refica import plot, report
-from refica.compare import Comparison, Entry, Score, stream
+from refica.compare import Certainty, Comparison, Entry, Score, stream
 from refica.encoder import encode
 from refica.model import NonlinearICA
 from refica.posterior import posterior
@@ -116,6 +116,7 @@ def page(comparison: Comparison) -> str:
         *([report.table(GAP_COLUMNS, gaps, left=(0,))] if (gaps := _gap_rows(comparison)) else []),
         report.paragraph(" ".join(_notes(comparison))),
         *_figures(comparison),
+        *_certainties(comparison),
         report.heading("How it ended"),
         *(
             report.paragraph(": ".join(filter(None, (entry.name, entry.status, entry.message))))
@@ -255,6 +256,7 @@ def _entry_dict(comparison: Comparison, entry: Entry) -> dict[str, Any]:
         "held_out_difference": None
         if difference is None
         else {"mean": difference[0], "standard_error": difference[1]},
+        "certainty": _certainty_dict(entry.certainty),
         "recovery": entry.recovery.to_dict() if entry.recovery else None,
         "history": [step._asdict() for step in entry.fit.history] if entry.fit else [],
     }
@@ -270,6 +272,43 @@ def _score_dict(score: Score | None) -> dict[str, Any] | None:
         "observations": len(score.per_observation),
         "converged": score.converged,
         "integrator": score.message,
+    }
+
+
+def _certainties(comparison: Comparison) -> list[report.Block]:
+    """Standard errors and the score-centrality test, in words."""
+    return [
+        block
+        for entry in comparison.entries
+        if entry.certainty and entry.model
+        for block in (
+            report.heading("How sure"),
+            report.paragraph(
+                f"{entry.name}: log sigma2 = {math.log(entry.model.sigma2):.3f}, standard error "
+                f"{entry.certainty.errors.log_sigma2:.3g}; {entry.certainty.errors.message}."
+            ),
+            report.paragraph(
+                f"The score-centrality test of simulator, likelihood and gradient "
+                f"{'is passed' if entry.certainty.centrality.passed() else 'FAILS'}: "
+                f"{entry.certainty.centrality.message}."
+            ),
+        )
+    ]
+
+
+def _certainty_dict(found: Certainty | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    test = found.centrality.test
+    return {
+        "log_sigma2_standard_error": found.errors.log_sigma2,
+        "rank": found.errors.rank,
+        "score_centrality": {
+            "passed": found.centrality.passed(),
+            "p_value": test.p_value,
+            "slope_error": found.centrality.slope_error,
+            "observations": found.centrality.size,
+        },
     }
 
 

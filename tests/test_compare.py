@@ -11,7 +11,7 @@ import pytest
 import refica as ri
 from refica import compare as module
 from refica.compare import Comparison, Entry, Score, Settings, compare
-from refica.compare_report import as_text, to_dict
+from refica.compare_report import as_text, page, to_dict
 from refica.datasets import Dataset, from_csv, from_example, iris
 from refica.fit import fit_mle, fit_vae
 
@@ -164,6 +164,22 @@ def test_the_results_are_plain_json_and_name_every_number():
     json.dumps(plain, allow_nan=False, default=lambda value: pytest.fail(f"not plain: {value!r}"))
 
 
+def test_how_sure_direct_mle_is(monkeypatch):
+    monkeypatch.setattr(module, "SCORED", 300)
+    data = Dataset("line", ("a", "b"), plane(200))
+    result = compare(data, Settings(hidden=2, n_starts=1))
+    direct = next(entry for entry in result.entries if entry.name == "direct MLE")
+    assert [entry.name for entry in result.entries if entry.certainty] == ["direct MLE"]
+    assert direct.certainty.centrality.passed()
+    assert direct.certainty.centrality.size == 300
+    written = to_dict(result)["entries"][1]["certainty"]
+    assert written["log_sigma2_standard_error"] == direct.certainty.errors.log_sigma2
+    assert written["score_centrality"]["passed"]
+    assert f"standard error {direct.certainty.errors.log_sigma2:.3g}" in page(result)
+    monkeypatch.setattr(module, "SCORED", 199)
+    assert not any(entry.certainty for entry in compare(data, Settings(hidden=2, n_starts=1)).entries)
+
+
 def test_numbers_that_are_not_to_be_trusted_are_said_so():
     good = Score(np.zeros(3), 1e-9, 3, "a grid")
     bad = Score(np.zeros(3), 0.3, 1, "a coarse grid")
@@ -178,7 +194,7 @@ def test_numbers_that_are_not_to_be_trusted_are_said_so():
 def test_streams_of_one_seed_are_independent():
     """The generated sample must not repeat the noise that the data were drawn with."""
     first = [module.stream(3, use).random() for use in module.STREAMS]
-    assert len({*first, np.random.default_rng(3).random()}) == 4
+    assert len({*first, np.random.default_rng(3).random()}) == len(module.STREAMS) + 1
     assert first == [module.stream(3, use).random() for use in module.STREAMS]
 
 

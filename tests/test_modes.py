@@ -369,7 +369,7 @@ def test_where_nothing_can_be_beyond_the_lattice_it_is_searched_once(monkeypatch
 
 @pytest.mark.parametrize("m", [2, 3])
 def test_several_modes_on_many_pieces_are_never_said_to_be_all(m):
-    """g(z) = |z| + |z - 3|/9, coordinate by coordinate, from 4m relu units: x = 1 has 2^m modes, x = -1 one."""
+    """g(z) = |z| + |z - 3|/9, in each coordinate, from 4m relu units: x = 1 has 2^m modes, x = -1 one."""
     W = np.zeros((4 * m, m))
     W[np.arange(4 * m), np.repeat(np.arange(m), 4)] = np.tile([1.0, -1.0, 1.0, -1.0], m)
     b = np.tile([0.0, 0.0, -3.0, 3.0], m)
