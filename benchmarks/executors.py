@@ -1,8 +1,8 @@
 """One machine, several, and a million observations: that an executor changes no bit, and what it costs.
 
-The same likelihood with gradient, and the same short fit, without an executor and by threads, by processes and by
-`dask.distributed` on a local cluster where that is installed; then a million observations, with the memory
-that is taken beyond them and the results.
+The same likelihood with gradient, and the same short fit, without an executor, by threads, by processes and
+by `dask.distributed` on a local cluster where that is installed; then a million observations, with the
+memory that is taken beyond them and the results.
 """
 
 from __future__ import annotations
@@ -84,9 +84,8 @@ def _compared() -> Iterator[dict[str, Any]]:
             result = ri.log_likelihood(model, x, integrator, executor=executor)
             seconds = time.perf_counter() - began
             began = time.perf_counter()
-            fit = ri.fit_mle(
-                start, x[:FIT_OBSERVATIONS], integrator, n_starts=1, max_iter=FIT_ITERATIONS, executor=executor
-            )
+            some, steps = x[:FIT_OBSERVATIONS], FIT_ITERATIONS
+            fit = ri.fit_mle(start, some, integrator, n_starts=1, max_iter=steps, executor=executor)
             fit_seconds = time.perf_counter() - began
         assert result.gradient is not None
         numbers = (
@@ -135,13 +134,11 @@ def summary(rows: list[dict[str, Any]], many: dict[str, Any]) -> list[str]:
             lines.append(f"{row['executor']:10} {row['seconds']:14.1f} {row['fit_seconds']:8.1f}   {same}")
         else:
             lines.append(f"{row['executor']:10}  not installed")
-    return [
-        *lines,
-        "",
-        f"{many['observations']} observations (data {many['data_MB']:.0f} MB, results "
-        f"{many['results_MB']:.0f} MB): {many['beyond_MB']:.0f} MB beyond these, {many['seconds']:.0f} s with "
-        "gradient and error estimate",
-    ]
+    size = f"data {many['data_MB']:.0f} MB, results {many['results_MB']:.0f} MB"
+    took = (
+        f"{many['beyond_MB']:.0f} MB beyond these, {many['seconds']:.0f} s with gradient and error estimate"
+    )
+    return [*lines, "", f"{many['observations']} observations ({size}): {took}"]
 
 
 if __name__ == "__main__":

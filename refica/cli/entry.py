@@ -14,7 +14,7 @@ from refica.files import DataError, OutputError
 
 __all__ = ["main"]
 
-COMMANDS = (compare, simulate, fit, evaluate, verify, exercises)
+COMMANDS = (compare, simulate, fit, evaluate, verify, conform, exercises)
 """In the order of the help text; each module has ``add(commands)``, which adds its parser."""
 
 
