@@ -142,7 +142,7 @@ def test_ctrl_c_returns_the_best_model_and_says_where_the_rest_is(tmp_path):
     truth, x = fitting.curve()
     again = ri.log_likelihood(first.model, x, gradient=False)
     assert first.log_likelihood.total == again.total > ri.log_likelihood(truth, x).total
-    best = read_json(path, checkpoint.SCHEMA, [checkpoint.VERSION])["state"]["runners"][0]["model"]
+    best = read_json(path, checkpoint.SCHEMA, [checkpoint.VERSION])["state"]["best"]["model"]
     assert best["theta"] == first.model.theta.tolist()
     unsaved = fit("l-bfgs", callback=interrupting(1))
     assert "no checkpoint was asked for" in unsaved.message
@@ -249,7 +249,7 @@ def test_integrators_are_told_apart_and_the_same_in_every_process():
         (lambda text: "", "is not JSON"),
         (lambda text: text.replace("refica-checkpoint", "refica-model"), "must be of schema"),
         (lambda text: text.replace('"version": 1', '"version": 2'), "newer refica"),
-        (lambda text: text.replace('"runners"', '"walkers"'), "no complete checkpoint"),
+        (lambda text: text.replace('"best"', '"worst"'), "no complete checkpoint"),
         (lambda text: text.replace('"theta": [', '"theta": [1.0, '), "no complete checkpoint"),
         (lambda text: text.replace('"tried": 1', '"tried": "1"'), "no complete checkpoint.*expected int"),
         (

@@ -19,6 +19,7 @@ def test_results_are_quoted():
         "coverage",
         "certified",
         "executors",
+        "peers",
     }
 
 
