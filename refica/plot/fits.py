@@ -160,10 +160,20 @@ def learning_curves(
         ax.axhline(line, color=TRUTH.colour, linestyle=TRUTH.line, linewidth=TRUTH.width, label="truth")
     ends = [float(curve[-1, 0]) for curve in curves]
     if min(ends) > 0.0 and max(ends) > LOGARITHMIC * min(ends):
-        ax.set_xscale("log")
+        _log_seconds(ax)
     ax.set(xlabel="time (s)", ylabel="objective per observation (nats)", ylim=_legible(curves, lines))
     legend(ax, [*histories, *(["truth"] if lines else [])])
     return ax
+
+
+def _log_seconds(ax: Axes) -> None:
+    """A logarithmic axis marked at 1, 2, 5, 10, ...: matplotlib's own labels overlap within a decade."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def _legible(curves: Sequence[Array], lines: Sequence[float]) -> tuple[float, float]:
