@@ -29,7 +29,8 @@ from refica.validation import Array
 __all__ = ["CELL", "LATTICE", "Apart", "Starts", "cells", "has_cells", "mass_apart", "step", "summits"]
 
 LATTICE = {1: (1601, 8.0), 2: (101, 6.0), 3: (33, 5.25), 4: (9, 4.0)}
-"""Points per axis and radius of the lattice of starts, by m: as fine as some thousand points allow."""
+"""Points per axis and radius of the lattice of starts, by m: as fine as some thousand points allow
+(some ten thousand for m >= 2)."""
 
 FINE = 25
 """Points per axis from which a summit need only be above its neighbours along the axes."""

@@ -41,7 +41,7 @@ BLOCK = 1024
 """Observations searched at a time: bounds the memory for their searches to some tens of MB."""
 
 DOUBLINGS = 14
-"""Of the lattice's radius: beyond its 16 000-fold the log joint is below -4e9."""
+"""Of the lattice's radius: beyond its 16 000-fold the log joint is below -2e9."""
 
 FAINT = 7.0
 """Nats below the best mode at which one beyond the lattice is no longer looked for: it would have a

@@ -73,8 +73,10 @@ class StandardErrors:
         What they come from, in (θ, σ²).
     kind : str
         "scores" or "hessian".
+    converged : bool
+        Whether the integrator vouches for every log p(x_i).
     message : str
-        What is identified, and whether σ² is only weakly so.
+        What is identified, and whether σ² is only weakly so; first of all what has not converged.
     """
 
     theta: Array
@@ -84,6 +86,7 @@ class StandardErrors:
     rank: int
     information: Array
     kind: str
+    converged: bool
     message: str
 
     def __repr__(self) -> str:
@@ -182,6 +185,9 @@ def standard_errors(
     """
     cutoff = CUTOFF[check_choice("kind", kind, CUTOFF)] if cutoff is None else cutoff
     cutoff = check_number("cutoff", cutoff, above=0.0, below=1.0)
+    x = check_model(model).check_data(x)
+    integrator, _ = given_or_chosen(model, x, integrator)
+    doubtful = ~log_likelihood(model, x, integrator, gradient=False).converged
     if kind == "scores":
         S = scores(model, x, integrator)
         information, directions = S.T @ S, _directions_of_scores(S)
@@ -195,9 +201,17 @@ def standard_errors(
     error = np.where(identified, np.sqrt(variance) / scale, np.inf)
     sigma2 = float(error[-1])
     rank, negative = int(kept.sum()), int((w < -cutoff * w[0]).sum())
-    message = _message(model, len(x), identified, rank, negative, sigma2 / model.sigma2)
+    message = _message(model, doubtful, identified, rank, negative, sigma2 / model.sigma2)
     return StandardErrors(
-        error[:-1], sigma2, sigma2 / model.sigma2, identified, rank, information, kind, message
+        error[:-1],
+        sigma2,
+        sigma2 / model.sigma2,
+        identified,
+        rank,
+        information,
+        kind,
+        not bool(doubtful.any()),
+        message,
     )
 
 
@@ -295,7 +309,8 @@ def column_scale(S: Array) -> Array:
 def _directions_of_scores(S: Array) -> _Directions:
     """By the singular values of the scaled scores: squaring them first would lose half of the digits."""
     scale = column_scale(S)
-    _, s, Vt = np.linalg.svd(S / scale)
+    # All of V, also where there are fewer scores than parameters; never all of U, which is N by N.
+    _, s, Vt = np.linalg.svd(S / scale, full_matrices=len(S) < S.shape[1])
     w = np.zeros(S.shape[1])
     w[: len(s)] = s**2
     return _Directions(w, Vt.T, scale)
@@ -309,15 +324,21 @@ def _directions_of_information(information: Array) -> _Directions:
 
 
 def _message(
-    model: NonlinearICA, N: int, identified: Array, rank: int, negative: int, log_sigma2: float
+    model: NonlinearICA, doubtful: Array, identified: Array, rank: int, negative: int, log_sigma2: float
 ) -> str:
     """Say what the data determine."""
-    q = len(identified)
-    words = [f"{rank} of {q} directions of (theta, sigma2) are determined by {N} observations"]
+    q, N = len(identified), len(doubtful)
+    words = []
+    if doubtful.any():
+        words.append(
+            f"NOT to be trusted: log p(x) has not converged for {doubtful.sum()} of {N} observations, and "
+            "what is wrong with it looks like information"
+        )
+    words += [f"{rank} of {q} directions of (theta, sigma2) are determined by {N} observations"]
     if negative:
         words.append(f"log p curves upwards in {negative}: this is not a maximum")
     if q >= N:
-        words.append("there are no more observations than parameters, so that errors by scores mean little")
+        words.append("there are not more observations than parameters, so that errors by scores mean little")
     if not identified[:-1].all():
         words.append(
             f"{np.sum(~identified[:-1])} of {q - 1} entries of theta are not identified by themselves"

@@ -3,6 +3,7 @@
 # notation: N observations, p parameters, q = p + 1; C (n, n) covariance of X for an affine decoder
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import refica as ri
 from refica import likelihood
 from refica.centrality import CENTRALITY_CUTOFF, SLOPE
 from refica.likelihood import Nodes, tiles
-from refica.uncertainty import WEAK
+from refica.uncertainty import WEAK, _directions_of_scores
 
 HESSIAN = 1e-7
 """Central differences of a gradient with a relative step of 6e-6: rounding leaves 1e-8 or so."""
@@ -183,7 +184,7 @@ def test_an_error_does_not_depend_on_the_unit_of_other_parameters():
 
 def test_few_observations_and_a_saddle_are_said():
     _, x = AFFINE.sample(5, rng=0)
-    assert "there are no more observations than parameters" in ri.standard_errors(AFFINE, x).message
+    assert "there are not more observations than parameters" in ri.standard_errors(AFFINE, x).message
     _, x = AFFINE.sample(100, rng=0)
     saddle = AFFINE.replace(theta=np.append(np.zeros(3), x.mean(axis=0)), sigma2=float(x.var()))
     found = ri.standard_errors(saddle, x, kind="hessian")
@@ -423,3 +424,26 @@ def test_sizes_and_generators_are_checked():
 def test_the_constants_mean_what_they_say():
     assert 1.0 - math.exp(-4.0 * WEAK) > 0.98  # two errors either way: a factor above 50
     assert 0.0 < CENTRALITY_CUTOFF < 1.0
+
+
+def test_errors_by_an_integrator_that_has_not_converged_are_said_to_be_worthless():
+    """Twenty nodes of the prior do not resolve σ = 0.1: their standard error is far too small."""
+    _, x = ri.example("tanh").simulate(200)
+    model = ri.example("tanh").model
+    rough = ri.standard_errors(model, x, ri.Quadrature(ri.gauss_hermite(20)))
+    right = ri.standard_errors(model, x)
+    assert not rough.converged
+    assert rough.message.startswith("NOT to be trusted: log p(x) has not converged for")
+    assert rough.log_sigma2 < 0.1 * right.log_sigma2
+    assert right.converged
+    assert "NOT" not in right.message
+    central = ri.score_centrality(model, 200, integrator=ri.Quadrature(ri.gauss_hermite(20)))
+    assert "has not converged for" in central.message
+
+
+def test_no_square_of_the_number_of_observations():
+    """The left singular vectors of 20 000 scores would take 3.2 GB if all were asked for."""
+    tracemalloc.start()
+    _directions_of_scores(np.random.default_rng(0).standard_normal((20_000, 3)))
+    assert tracemalloc.get_traced_memory()[1] < 1e7
+    tracemalloc.stop()

@@ -28,7 +28,11 @@ def add(commands: Any) -> None:
     ways.add_argument(
         "--command", metavar="WORDS", dest="words", help="a program: a case on stdin, its answer on stdout"
     )
-    ways.add_argument("--answers", metavar="FILE.json", help="a file of answers by the ids of the cases")
+    ways.add_argument(
+        "--answers",
+        metavar="FILE.json",
+        help='a file {"schema": "refica-conformance-answers", "version": 1, "answers": {id: answer, ...}}',
+    )
     ways.add_argument("--export", metavar="FILE.json", help="write the cases, without answers, and stop")
     command.add_argument(
         "--level", action="append", metavar="NAME", help=f"of {', '.join(conformance.LEVELS)}; all by default"

@@ -89,7 +89,7 @@ def fit_vae(
     sigma2_update : str
         "gradient": log σ² is a parameter like others; "closed-form": σ² is the running mean of ‖x - g(z)‖²/n
         over batches, which is where the ELBO is largest in σ² (Rybkin, Daniilidis and Levine, ICML 2021),
-        and after a round that mean over all data.
+        and after a round that mean over all data (of more than 20 000, those a round is judged by).
     kl_warmup : int
         Steps in which the weight of the KL rises linearly from 0 to 1 (Bowman et al., CoNLL 2016); 0: none.
         What judges a round is the ELBO itself throughout; gains are counted after the warm-up.

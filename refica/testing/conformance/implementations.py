@@ -160,6 +160,9 @@ def _answer_in(text: str) -> Any:
 class AnswersFile:
     """A JSON file of answers by the id of their case; cases that it does not hold are skipped.
 
+    ``{"schema": "refica-conformance-answers", "version": 1, "answers": {id: answer, ...}}``, each answer as
+    it is: what a program on stdin would give as ``{"answer": ...}`` without that.
+
     Parameters
     ----------
     path : str
