@@ -38,13 +38,16 @@ def draw(rows: list[dict[str, Any]], gap: float, N: int) -> Any:
                 label={"l-bfgs": "direct maximum likelihood"}.get(name, name) if place == 0 else None,
             )  # fmt: skip
             ax.plot(outside, [y] * len(outside), "<", color=colour, markersize=5, linestyle="none")
-            ax.plot([statistics.median(values)] * 2, [y - 0.18, y + 0.18], color="black", linewidth=1.6)
+            middle = statistics.median(row["to_truth"] for row in fits if row["row"] == name)
+            if middle > LEAST:
+                ax.plot([middle] * 2, [y - 0.18, y + 0.18], color="black", linewidth=1.6)
     ax.axvline(0.0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(settings)), settings)
     ax.invert_yaxis()
     ax.set_xlim(LEAST - 0.01, MOST)
     ax.set_xlabel(
-        "held-out log-likelihood per observation above the truth's (nats); bars: medians over seeds"
+        "held-out log-likelihood per observation above the truth's (nats)\n"
+        "bars: medians over seeds; triangles: further below"
     )
     ax.grid(axis="x", color=GREY, alpha=0.2, linewidth=0.5)
     ax.spines[["top", "right"]].set_visible(False)

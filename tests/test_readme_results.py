@@ -20,6 +20,7 @@ def test_results_are_quoted():
         "certified",
         "executors",
         "peers",
+        "fits",
     }
 
 
