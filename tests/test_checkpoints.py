@@ -31,6 +31,14 @@ RUNS = {
 
 
 @pytest.fixture(autouse=True)
+def _listens_to_ctrl_c():
+    """Started in the background by a shell, a process ignores SIGINT from its birth; so would these fits."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def _often(monkeypatch):
     """A checkpoint after every round, and short rounds."""
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)

@@ -201,12 +201,12 @@ def test_the_page_stands_alone_and_shows_every_formula(broken):
 
 
 def test_the_page_without_matplotlib_shows_formulas_as_text(report, monkeypatch):
-    from refica.verify import shown
+    from refica.plot import formula
 
     def missing(*_):
         raise ImportError
 
-    monkeypatch.setattr(shown, "new_figure", missing)
+    monkeypatch.setattr(formula, "new_figure", missing)
     source = page(report)
     assert "img" not in Visible(source).tags
     assert "∫ p(x) dx = 1" in source
