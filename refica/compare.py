@@ -52,8 +52,8 @@ ELBO_ROWS = {1: 100_000, 2: 5000}
 it is that of the observations whose gaps are computed."""
 
 SCORED = 1000
-"""Most training observations whose scores are computed, and as many are simulated; for m = 1, where one takes
-a millisecond (for m = 2 some 40)."""
+"""Most training observations whose scores are computed, and as many are simulated; for m = 1, where it takes
+a fraction of a second (for m = 2 up to half a minute, most of it log p at moved parameters)."""
 
 STREAMS = ("fit", "split", "generated", "centrality")
 OWN = 3

@@ -32,6 +32,9 @@ class Decoder(Protocol):
 
     Shapes are checked (in constant time), values are not: NaN propagates, and complex arrays pass, so
     that the complex step can differentiate every formula.
+
+    `vjp` may take a keyword ``each`` too: if it is True, theta_bar (K, p) has a row J_θ(z_k)ᵀ c_k for each
+    z_k, unsummed. Scores of many observations that share their nodes are far faster for it.
     """
 
     @property
@@ -130,11 +133,14 @@ class MLP:
         return (self.activation,) * (len(self.sizes) - 2) + (self.output_activation,)
 
     def unpack(self, theta: Array) -> Iterator[tuple[Array, Array]]:
-        """Yield a view of (W, b) of each layer, W (fan_out, fan_in), b (fan_out,)."""
+        """Yield a view of (W, b) of each layer, W (fan_out, fan_in), b (fan_out,).
+
+        Further axes of theta, if it has any, stay behind these.
+        """
         start = 0
         for fan_in, fan_out in itertools.pairwise(self.sizes):
             middle, end = start + fan_out * fan_in, start + fan_out * (fan_in + 1)
-            yield theta[start:middle].reshape(fan_out, fan_in), theta[middle:end]
+            yield theta[start:middle].reshape(fan_out, fan_in, *theta.shape[1:]), theta[middle:end]
             start = end
 
     def init(self, rng: Any) -> Array:
@@ -168,11 +174,11 @@ class MLP:
             h = act(h @ W.T + b)
         return h
 
-    def vjp(self, theta: Array, z: Array, cotangent: Array) -> tuple[Array, Array]:
+    def vjp(self, theta: Array, z: Array, cotangent: Array, each: bool = False) -> tuple[Array, Array]:
         """Return theta_bar (p,), summed over rows, and z_bar (K, m) for a cotangent (K, n).
 
         Backwards through the layers: a_bar = h_bar ∘ act'(a), W_bar = a_barᵀ h, b_bar = Σ_k a_bar,
-        h_bar = a_bar W.
+        h_bar = a_bar W. With ``each`` theta_bar (K, p) is not summed.
         """
         theta, h, cotangent = _check_shapes(self, theta, z, cotangent=cotangent)
         inputs, slopes, weights = [], [], []
@@ -182,15 +188,16 @@ class MLP:
             slopes.append(act.derivative(a))
             weights.append(W)
             h = act(a)
-        theta_bar = np.empty(self.n_params, dtype=np.result_type(theta, h, cotangent))
+        shape = (self.n_params, len(z)) if each else (self.n_params,)
+        theta_bar = np.empty(shape, dtype=np.result_type(theta, h, cotangent))
         h_bar = cotangent
         layers = list(zip(self.unpack(theta_bar), inputs, slopes, weights, strict=True))
         for (W_bar, b_bar), h, slope, W in reversed(layers):
             a_bar = h_bar * slope
-            W_bar[...] = a_bar.T @ h
-            b_bar[...] = a_bar.sum(axis=0)
+            W_bar[...] = a_bar.T[:, None] * h.T if each else a_bar.T @ h
+            b_bar[...] = a_bar.T if each else a_bar.sum(axis=0)
             h_bar = a_bar @ W
-        return theta_bar, h_bar
+        return theta_bar.T, h_bar
 
     def jvp(self, theta: Array, z: Array, dtheta: Array, dz: Array) -> Array:
         """Return dg (K, n): forwards, da = dh Wᵀ + h dWᵀ + db, dh = act'(a) ∘ da."""
@@ -277,13 +284,19 @@ class Polynomial:
         theta, z = _check_shapes(self, theta, z)
         return self._monomials(z) @ self._coefficients(theta).T
 
-    def vjp(self, theta: Array, z: Array, cotangent: Array) -> tuple[Array, Array]:
-        """Return theta_bar (p,), summed over rows, and z_bar (K, m) for a cotangent (K, n)."""
+    def vjp(self, theta: Array, z: Array, cotangent: Array, each: bool = False) -> tuple[Array, Array]:
+        """Return theta_bar (p,), summed over rows, and z_bar (K, m) for a cotangent (K, n).
+
+        With ``each`` theta_bar (K, p) is not summed.
+        """
         theta, z, cotangent = _check_shapes(self, theta, z, cotangent=cotangent)
-        theta_bar = cotangent.T @ self._monomials(z)
+        monomials = self._monomials(z)
         monomials_bar = cotangent @ self._coefficients(theta)
         slopes = self._monomial_slopes(z)
-        return theta_bar.ravel(), np.stack([np.einsum("kj,kj->k", monomials_bar, s) for s in slopes], axis=1)
+        z_bar = np.stack([np.einsum("kj,kj->k", monomials_bar, s) for s in slopes], axis=1)
+        if each:
+            return (cotangent[:, :, None] * monomials[:, None, :]).reshape(len(z), -1), z_bar
+        return (cotangent.T @ monomials).ravel(), z_bar
 
     def jvp(self, theta: Array, z: Array, dtheta: Array, dz: Array) -> Array:
         """Return dg (K, n)."""

@@ -12,10 +12,10 @@ of densities), by Fisher's identity,
     ∂_σ² Σ_i c_i log p(x_i) = Σ_ik c_i ρ_ik (‖x_i - g_k‖²/σ² - n) / 2σ²                   D, line 3 of σ²
 
 Both are exact derivatives of the computed sum when the nodes do not depend on (θ, σ²), and an
-approximation of the derivative of the integral always. Nothing else in the package computes a
-likelihood.
+approximation of the derivative of the integral always. `evaluate` returns these sums, `scores_on` the
+term of each observation. Nothing else in the package computes a likelihood.
 
-The functions accept complex theta and sigma2, for differentiation by the complex step.
+The functions accept complex theta and sigma2, for differentiation by the complex step; all but `scores_on`.
 """
 
 # notation: N observations, n data, m latent, K nodes; x (N, n); z (K, m) shared or (N, K, m);
@@ -23,8 +23,9 @@ The functions accept complex theta and sigma2, for differentiation by the comple
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -47,6 +48,7 @@ __all__ = [
     "pull_back",
     "rounding_error",
     "row_blocks",
+    "scores_on",
     "tiles",
 ]
 
@@ -62,6 +64,20 @@ layers of up to 16 x 16 below the same size."""
 
 NOTHING = -300.0
 """An exponent below this is nothing beside 1; exp(-300) and its square are still normal numbers."""
+
+FAINT = float(np.finfo(np.float64).eps) ** 2
+"""A responsibility below this is left out where an observation's own score is formed: beside 1 it is nothing,
+even if scores are squared."""
+
+JACOBIANS = 2**24
+"""Bound on (nodes x n x p) up to which the decoder's Jacobians in θ are formed: 128 MiB."""
+
+JACOBIANS_TILE, JACOBIANS_ROWS = 2**20, 64
+"""As `TILE` for products with these Jacobians, which for fewer observations would take longer to read, and
+the most observations of such a tile."""
+
+ONE_THREAD = 2**18
+"""Multiplications of a matrix product up to which OpenBLAS uses one thread: see `TILE`."""
 
 Coefficient: TypeAlias = Callable[[Array], Array]
 """From log p(x_i) (N,) to the weights c_i (N,): ``np.ones_like`` or ``np.exp``."""
@@ -122,7 +138,9 @@ class Tile(NamedTuple):
     g: Array
 
 
-def tiles(decoder: Decoder, theta: Array, sigma2: float, x: Array, nodes: Nodes) -> Iterator[Tile]:
+def tiles(
+    decoder: Decoder, theta: Array, sigma2: float, x: Array, nodes: Nodes, size: int = TILE
+) -> Iterator[Tile]:
     """Yield consecutive observations with their responsibilities, a cache-sized tile at a time."""
     N, n = x.shape
     K = nodes.z.shape[-2]
@@ -131,7 +149,7 @@ def tiles(decoder: Decoder, theta: Array, sigma2: float, x: Array, nodes: Nodes)
     if shared:
         g = decode(decoder, theta, z)
         offset = nodes.log_weight + log_prior(z)
-    for rows in row_blocks(N, max(1, (TILE // (n + 1) if shared else DECODER_ROWS) // K)):
+    for rows in row_blocks(N, max(1, (size // (n + 1) if shared else DECODER_ROWS) // K)):
         if not shared:
             z = nodes.z[rows]
             g = decode(decoder, theta, z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], n)
@@ -183,7 +201,7 @@ def evaluate(
             means.append(statistic(tile) if callable(statistic) else _posterior_mean(tile, statistic))
         if coefficient is not None:
             c = coefficient(tile.log_p)
-            by_sigma2 += _sigma2_derivative(tile, c, sigma2)
+            by_sigma2 += np.sum(_sigma2_derivative(tile, c, sigma2))
             if shared:  # sums over observations now, the decoder's derivative once at the end
                 by_theta = by_theta + (x1[tile.rows] * c[:, None]).T @ tile.rho
             else:
@@ -196,6 +214,27 @@ def evaluate(
         np.concatenate(means or [np.empty((0, 0))]),
         None if coefficient is None else Gradient(by_theta, by_sigma2),
     )
+
+
+def scores_on(decoder: Decoder, theta: Array, sigma2: float, x: Array, nodes: Nodes) -> Array:
+    """∇ log p(x_i) in (θ, σ²) for each observation, (N, p + 1): the terms of the gradient, unsummed.
+
+    On nodes that all observations share by matrix products with the decoder's Jacobians at them, if it can
+    give these (`Decoder`) and they are not too large; else by a vector-Jacobian product for each observation.
+    """
+    (K, _), n = nodes.z.shape[-2:], x.shape[1]
+    affordable = nodes.z.ndim == 2 and K * n * decoder.n_params <= JACOBIANS
+    slopes = _slopes(decoder, theta, nodes.z) if affordable and _tells_rows_apart(decoder) else []
+    size = min(JACOBIANS_TILE, JACOBIANS_ROWS * K * (n + 1)) if slopes else TILE
+    scores = np.empty((len(x), decoder.n_params + 1))
+    for tile in tiles(decoder, theta, sigma2, x, nodes, size):
+        of_tile = x[tile.rows]
+        if slopes:
+            scores[tile.rows, :-1] = _by_products(decoder, slopes, sigma2, of_tile, tile)
+        else:
+            scores[tile.rows, :-1] = _one_by_one(decoder, theta, sigma2, of_tile, tile)
+        scores[tile.rows, -1] = _sigma2_derivative(tile, np.ones_like(tile.log_p), sigma2)
+    return scores
 
 
 def moments(
@@ -278,8 +317,13 @@ def _own_nodes_gradient(
     decoder: Decoder, theta: Array, sigma2: float, x: Array, tile: Tile, c: Array
 ) -> Array:
     """∇_θ (p,) of a tile whose observations have nodes of their own: V_ik = c_i ρ_ik (x_i - g_ik) / σ²."""
-    V = (c[:, None] * tile.rho / sigma2)[..., None] * (x[tile.rows][:, None, :] - tile.g)
+    V = _residuals((c[:, None] * tile.rho)[..., None], x[tile.rows][:, None, :], tile.g, sigma2)
     return pull_back(decoder, theta, tile.z.reshape(-1, tile.z.shape[-1]), V.reshape(-1, V.shape[-1]))
+
+
+def _residuals(rho: Array, x: Array, g: Array, sigma2: float) -> Array:
+    """V = ρ (x - g) / σ²: what the decoder's derivative pulls back; the arrays are broadcast."""
+    return np.asarray(rho / sigma2 * (x - g))
 
 
 def pull_back(decoder: Decoder, theta: Array, z: Array, V: Array) -> Array:
@@ -288,12 +332,55 @@ def pull_back(decoder: Decoder, theta: Array, z: Array, V: Array) -> Array:
     return np.sum([decoder.vjp(theta, z[rows], V[rows])[0] for rows in blocks], axis=0)
 
 
-def _sigma2_derivative(tile: Tile, c: Array, sigma2: float) -> float:
-    """Σ_ik c_i ρ_ik (‖x_i - g_k‖²/σ² - n) / 2σ²; the ρ_ik of an observation sum to one."""
+def _one_by_one(decoder: Decoder, theta: Array, sigma2: float, x: Array, tile: Tile) -> Array:
+    """Σ_k J_θ(z_ik)ᵀ V_ik for each observation x (R, n) of a tile, (R, p), without nodes that are `FAINT`."""
+    found = []
+    for i, counts in enumerate(tile.rho > FAINT):
+        z, g = (tile.z, tile.g) if tile.z.ndim == 2 else (tile.z[i], tile.g[i])
+        V = _residuals(tile.rho[i, counts, None], x[i], g[counts], sigma2)
+        found.append(pull_back(decoder, theta, z[counts], V))
+    return np.stack(found)
+
+
+def _by_products(
+    decoder: Decoder, slopes: list[tuple[Array, Array]], sigma2: float, x: Array, tile: Tile
+) -> Array:
+    """The same (R, p) as Σ_d V_d J_d, V_d (R, K), from `_slopes` at shared nodes."""
+    scores = np.zeros((len(x), decoder.n_params))
+    for d, (columns, J_d) in enumerate(slopes):
+        V_d = _residuals(tile.rho, x[:, None, d], tile.g[:, d], sigma2)
+        blocks = row_blocks(len(J_d), max(1, ONE_THREAD // max(1, len(x) * len(columns))))
+        scores[:, columns] += sum(V_d[:, some] @ J_d[some] for some in blocks)
+    return scores
+
+
+def _slopes(decoder: Any, theta: Array, z: Array) -> list[tuple[Array, Array]]:
+    """J_d = ∂g_d/∂θ at nodes z (K, m) for each output d: which columns (q,) are not all 0, and these (K, q).
+
+    An output's weights do not touch the other outputs: where there are many, most of J is 0.
+    """
+    found = []
+    for e in np.eye(decoder.data_dim):
+        blocks = (z[rows] for rows in row_blocks(len(z), DECODER_ROWS))
+        pulled = [decoder.vjp(theta, block, np.tile(e, (len(block), 1)), each=True)[0] for block in blocks]
+        columns = np.flatnonzero(np.any([J_d.any(axis=0) for J_d in pulled], axis=0))
+        found.append((columns, np.concatenate([J_d[:, columns] for J_d in pulled])))
+    return found
+
+
+def _tells_rows_apart(decoder: Decoder) -> bool:
+    """Whether the decoder's vjp offers to leave its rows unsummed (`Decoder`)."""
+    try:
+        return "each" in inspect.signature(decoder.vjp).parameters
+    except (TypeError, ValueError):  # a callable written in another language may have no signature
+        return False
+
+
+def _sigma2_derivative(tile: Tile, c: Array, sigma2: float) -> Array:
+    """c_i Σ_k ρ_ik (‖x_i - g_k‖²/σ² - n) / 2σ², (R,); the ρ_ik of an observation sum to one."""
     n = tile.g.shape[-1]
     mean_squared = np.einsum("ik,ik->i", tile.rho, tile.squared)
-    derivative: float = (c * (mean_squared / sigma2 - n)).sum() / (2.0 * sigma2)
-    return derivative
+    return np.asarray(c * (mean_squared / sigma2 - n) / (2.0 * sigma2))
 
 
 def decode(decoder: Decoder, theta: Array, z: Array) -> Array:

@@ -83,14 +83,19 @@ class Modes(NamedTuple):
     complete: Array
 
 
-def find_modes(model: NonlinearICA, x: Array, most_starts: int = 64, far: bool = True) -> Modes:
+def find_modes(
+    model: NonlinearICA, x: Array, most_starts: int = 64, far: bool = True, cells: bool = True
+) -> Modes:
     """Return the modes of log p(x_i, z) for observations x (N, n), from at most ``most_starts`` starts each.
 
     Needs of the decoder no more than its protocol. Every observation is searched by itself: what is found
     for it does not depend on the others, only the number C of columns does. ``far``: also beyond the lattice,
-    where that is not excluded; for more than four latent dimensions there is nothing to double.
+    where that is not excluded; for more than four latent dimensions there is nothing to double. ``cells``:
+    also from cells of the lattice with mass that the modes found do not explain, which doubles the time.
     """
-    blocks = [_search_near_and_far(model, x[rows], most_starts, far) for rows in row_blocks(len(x), BLOCK)]
+    blocks = [
+        _search_near_and_far(model, x[rows], most_starts, far, cells) for rows in row_blocks(len(x), BLOCK)
+    ]
     C = max(block.log_joint.shape[1] for block in blocks)
     return Modes._make(map(np.concatenate, zip(*(_widen(block, C) for block in blocks), strict=True)))
 
@@ -100,12 +105,12 @@ def modes_from(model: NonlinearICA, x: Array, starts: Array) -> Modes:
     return _distinct(_from_starts(model, x, starts, np.ones(starts.shape[:2], dtype=bool)))
 
 
-def _search_near_and_far(model: NonlinearICA, x: Array, most_starts: int, far: bool) -> Modes:
+def _search_near_and_far(model: NonlinearICA, x: Array, most_starts: int, far: bool, cells: bool) -> Modes:
     """Search from the lattice, its cells, and lattices that double in width."""
     found = _search(model, x, most_starts)
     if model.latent_dim not in LATTICE:
         return found
-    if model.latent_dim > 1 and has_cells(model):  # along a line no slope of a mode hides another
+    if cells and model.latent_dim > 1 and has_cells(model):  # along a line no slope of a mode hides another
         found = _search_cells(model, x, found, most_starts)
     if far:
         found = _search_far(model, x, found, most_starts)

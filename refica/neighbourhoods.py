@@ -33,12 +33,13 @@ from refica.likelihood import (
     row_blocks,
 )
 from refica.model import NonlinearICA, log_likelihood_given, log_prior
+from refica.modes import find_modes
 from refica.piecewise.scattered import Scattered, pack
-from refica.proposals import PROPOSALS, place
+from refica.proposals import Gaussians, mixture_at, place
 from refica.rules import Rule
 from refica.validation import Array
 
-__all__ = ["Neighbourhoods", "around_modes", "near"]
+__all__ = ["Neighbourhoods", "around_modes", "near", "of_mixtures"]
 
 UNKNOWN = "the nodes are frozen and give no error estimate"
 
@@ -177,7 +178,12 @@ def near(model: NonlinearICA, x: Array, shared: Nodes, depth: float) -> Neighbou
 
 def around_modes(model: NonlinearICA, x: Array, rule: Rule) -> Neighbourhoods:
     """Return a rule's nodes at the modes of each posterior, only where there are modes."""
-    z, log_weight = place(*rule.points(model.latent_dim), PROPOSALS["modes"].gaussians(model, x))
+    return of_mixtures(mixture_at(find_modes(model, x, cells=False)), rule)
+
+
+def of_mixtures(gaussians: Gaussians, rule: Rule) -> Neighbourhoods:
+    """Return a rule's nodes on the mixture of each observation, only where components are present."""
+    z, log_weight = place(*rule.points(gaussians.mean.shape[-1]), gaussians)
     present = log_weight > -np.inf
     start = np.concatenate([[0], np.cumsum(present.sum(axis=1))])
     return Neighbourhoods(z[present], np.arange(start[-1]), log_weight[present], start)

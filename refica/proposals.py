@@ -29,7 +29,16 @@ from refica.modes import Modes, find_modes, laplace_mass, log_volume, mass_apart
 from refica.rules import Rule
 from refica.validation import Array, check_array
 
-__all__ = ["PROPOSALS", "AllModes", "EncoderProposal", "Gaussians", "LaplaceProposal", "Proposal", "place"]
+__all__ = [
+    "PROPOSALS",
+    "AllModes",
+    "EncoderProposal",
+    "Gaussians",
+    "LaplaceProposal",
+    "Proposal",
+    "mixture_at",
+    "place",
+]
 
 COVERED = 0.01
 """Least share of q's mass that must lie about a mode for q to cover it. A rule of a few hundred nodes has
@@ -146,7 +155,7 @@ class LaplaceProposal:
     def gaussians(self, model: NonlinearICA, x: Array) -> Gaussians:
         """Return one component per observation; the other modes found are uncovered if it misses them."""
         found = find_modes(model, x)
-        return _at_modes(model, x, found, np.zeros((len(x), 1)))
+        return _diagnosed(model, x, found, _gaussians_at(found, np.zeros((len(x), 1))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +165,7 @@ class AllModes:
     def gaussians(self, model: NonlinearICA, x: Array) -> Gaussians:
         """Return as many components as the observation with the most modes needs."""
         found = find_modes(model, x)
-        mass = laplace_mass(found)
-        log_share = mass - np.logaddexp.reduce(mass, axis=1, keepdims=True)
-        log_share[log_share < np.log(NEGLIGIBLE)] = -np.inf
-        C = min(int((log_share > -np.inf).sum(axis=1).max()), MOST_COMPONENTS)  # they are sorted by mass
-        log_share = log_share[:, :C]
-        return _at_modes(model, x, found, log_share - np.logaddexp.reduce(log_share, axis=1, keepdims=True))
+        return _diagnosed(model, x, found, mixture_at(found))
 
 
 @dataclass(frozen=True, slots=True, init=False, eq=False)
@@ -210,18 +214,32 @@ class EncoderProposal:
         scale = np.exp(0.5 * log_s2)[:, None, :, None] * np.eye(m)
         q = Gaussians(np.zeros((len(x), 1)), mean[:, None, :], scale, {})
         found = find_modes(model, x)
-        return q._replace(
-            problems=_problems(found, 0), uncovered=_uncovered(found, q), apart=mass_apart(model, x, found)
-        )
+        return _diagnosed(model, x, found, q)._replace(problems=_problems(found, 0))
 
 
-def _at_modes(model: NonlinearICA, x: Array, found: Modes, log_share: Array) -> Gaussians:
+def mixture_at(found: Modes) -> Gaussians:
+    """Return Gaussians at all modes, with Laplace's approximation of their masses as shares."""
+    mass = laplace_mass(found)
+    log_share = mass - np.logaddexp.reduce(mass, axis=1, keepdims=True)
+    log_share[log_share < np.log(NEGLIGIBLE)] = -np.inf
+    C = min(int((log_share > -np.inf).sum(axis=1).max()), MOST_COMPONENTS)  # they are sorted by mass
+    log_share = log_share[:, :C]
+    return _gaussians_at(found, log_share - np.logaddexp.reduce(log_share, axis=1, keepdims=True))
+
+
+def _gaussians_at(found: Modes, log_share: Array) -> Gaussians:
     """The mixture of N(z_c, A_c⁻¹) over the first modes, with L = chol(A)⁻ᵀ."""
     C = log_share.shape[1]
     scale = np.swapaxes(np.linalg.inv(np.linalg.cholesky(found.hessian[:, :C])), 2, 3)
-    q = Gaussians(log_share, found.modes[:, :C], scale, {})
+    return Gaussians(log_share, found.modes[:, :C], scale, {})
+
+
+def _diagnosed(model: NonlinearICA, x: Array, found: Modes, q: Gaussians) -> Gaussians:
+    """Return q, of the first modes, with what it may miss."""
     return q._replace(
-        problems=_problems(found, C), uncovered=_uncovered(found, q), apart=mass_apart(model, x, found)
+        problems=_problems(found, q.mean.shape[1]),
+        uncovered=_uncovered(found, q),
+        apart=mass_apart(model, x, found),
     )
 
 

@@ -11,17 +11,36 @@ import pytest
 import refica as ri
 from refica import compare as compare_module
 from refica.cli import BAD_DATA, NOT_CONVERGED, OK, USAGE, main
+from refica.cli import compare as compare_command
 from refica.cli.options import integrator
+from refica.datasets import Dataset
 from refica.files import read_csv
 from refica.fit import fit_mle, fit_vae
 from refica.model_files import load_model, save_model
 
 
+@functools.cache
+def compared(x, shape, columns, settings):
+    """A comparison, and what was told meanwhile; the same data are compared once."""
+    told = []
+    data = Dataset("points", columns, np.frombuffer(x).reshape(shape))
+    return compare_module.compare(data, settings, told.append), told
+
+
+def compare_once(data, settings, progress):
+    result, told = compared(data.x.tobytes(), data.x.shape, data.columns, settings)
+    for words in told:
+        progress(words)
+    return result
+
+
 @pytest.fixture
 def short_fits(monkeypatch):
-    monkeypatch.setattr(compare_module, "fit_vae", functools.partial(fit_vae, max_iter=500))
+    monkeypatch.setattr(compare_command, "compare", compare_once)
+    monkeypatch.setattr(compare_module, "fit_vae", functools.partial(fit_vae, max_iter=200))
     monkeypatch.setattr(compare_module, "fit_mle", functools.partial(fit_mle, max_iter=10))
     monkeypatch.setattr(compare_module, "FOLDS", 2)
+    monkeypatch.setattr(compare_module, "SCORED", 0)
 
 
 @pytest.fixture

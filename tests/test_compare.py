@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,14 +20,46 @@ from refica.fit import fit_mle, fit_vae
 @pytest.fixture(autouse=True)
 def short_fits(monkeypatch):
     """Fits that end early: what is tested here is who is compared with what, not how good they are."""
-    monkeypatch.setattr(module, "fit_vae", functools.partial(fit_vae, max_iter=500))
+    shorten(monkeypatch)
+
+
+def shorten(monkeypatch):
+    monkeypatch.setattr(module, "fit_vae", functools.partial(fit_vae, max_iter=200))
     monkeypatch.setattr(module, "fit_mle", functools.partial(fit_mle, max_iter=10))
     monkeypatch.setattr(module, "FOLDS", 3)
+    monkeypatch.setattr(module, "SCORED", 0)
 
 
 def plane(size=60, seed=0):
     rng = np.random.default_rng(seed)
     return rng.standard_normal((size, 1)) @ [[1.0, -0.5]] + 0.2 * rng.standard_normal((size, 2))
+
+
+PLANE, SMALL = Dataset("plane", ("a", "b"), plane(31)), Settings(hidden=2, n_starts=1, seed=4)
+
+
+class Run(NamedTuple):
+    """A comparison, what was told meanwhile, and the data that each linear model was fitted to."""
+
+    result: Comparison
+    told: list
+    seen: list
+
+
+@pytest.fixture(scope="module")
+def run():
+    """One comparison, with cross-validation, of which several tests look at a part."""
+    told, seen = [], []
+
+    def spy(train, latent_dim):
+        seen.append(train)
+        return ri.probabilistic_pca(train, latent_dim)
+
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        patch.setattr(module, "GAP_ROWS", {1: 7})
+        patch.setattr(module, "probabilistic_pca", spy)
+        return Run(compare(PLANE, SMALL, told.append), told, seen)
 
 
 def test_a_simulated_comparison_has_the_truth_and_recovery():
@@ -44,10 +77,8 @@ def test_a_simulated_comparison_has_the_truth_and_recovery():
     assert result.difference(truth, "truth") is None
 
 
-def test_the_bound_stands_beside_the_truth_with_its_gaps(monkeypatch):
-    monkeypatch.setattr(module, "GAP_ROWS", {1: 7})
-    data = Dataset("plane", ("a", "b"), plane(31))
-    result = compare(data, Settings(hidden=2, n_starts=1))
+def test_the_bound_stands_beside_the_truth_with_its_gaps(run):
+    result, data = run.result, PLANE
     *others, entry = result.entries
     assert all(other.tightness is None for other in others)
     vae, found = entry.fit.vae, entry.tightness
@@ -101,16 +132,9 @@ def test_gaps_that_are_not_to_be_trusted_are_said_so():
     assert "some ELBOs or gaps are not to be trusted" in as_text(doubtful)
 
 
-def test_cross_validation_scores_each_row_with_a_model_that_has_not_seen_it(monkeypatch):
-    x = plane(31)
-    seen = []
-
-    def spy(train, latent_dim):
-        seen.append(train)
-        return ri.probabilistic_pca(train, latent_dim)
-
-    monkeypatch.setattr(module, "probabilistic_pca", spy)
-    result = compare(Dataset("plane", ("a", "b"), x), Settings(hidden=2, n_starts=1))
+def test_cross_validation_scores_each_row_with_a_model_that_has_not_seen_it(run):
+    result, _, seen = run
+    x = PLANE.x
     assert [len(train) for train in seen] == [31, 20, 21, 21]
     held_out = result.entries[0].held_out.per_observation
     for train in seen[1:]:
@@ -137,16 +161,15 @@ def test_linear_is_not_defined_where_n_equals_m():
     assert "not defined" in as_text(result)
 
 
-def test_direct_mle_is_never_below_the_vae_in_training():
+def test_direct_mle_is_never_below_the_vae_in_training(run):
     """The VAE's solution is one of the starts of direct MLE."""
-    result = compare(Dataset("plane", ("a", "b"), plane()), Settings(hidden=2, n_starts=1))
-    _, mle, vae = result.entries
+    _, mle, vae = run.result.entries
     assert mle.train.mean >= vae.train.mean - mle.train.error - vae.train.error
 
 
-def test_the_same_seed_gives_the_same_results():
-    data = Dataset("plane", ("a", "b"), plane(30))
-    first, second = (to_dict(compare(data, Settings(hidden=2, n_starts=1, seed=4))) for _ in range(2))
+def test_the_same_seed_gives_the_same_results(run, monkeypatch):
+    monkeypatch.setattr(module, "GAP_ROWS", {1: 7})
+    first, second = to_dict(run.result), to_dict(compare(PLANE, SMALL))
     for result in (first, second):
         for entry in result["entries"]:
             entry.pop("seconds")
@@ -154,30 +177,31 @@ def test_the_same_seed_gives_the_same_results():
     assert first == second
 
 
-def test_the_results_are_plain_json_and_name_every_number():
-    result = compare(Dataset("plane", ("a", "b"), plane(30)), Settings(hidden=2, n_starts=1))
-    plain = to_dict(result)
+def test_the_results_are_plain_json_and_name_every_number(run):
+    plain = to_dict(run.result)
     entry = plain["entries"][0]
     assert (plain["schema"], plain["version"]) == ("refica-comparison", 1)
-    assert entry["train"]["mean"] == result.entries[0].train.mean
+    assert entry["train"]["mean"] == run.result.entries[0].train.mean
     assert plain["baseline"] == "linear"
     json.dumps(plain, allow_nan=False, default=lambda value: pytest.fail(f"not plain: {value!r}"))
 
 
 def test_how_sure_direct_mle_is(monkeypatch):
-    monkeypatch.setattr(module, "SCORED", 300)
-    data = Dataset("line", ("a", "b"), plane(200))
+    monkeypatch.setattr(module, "SCORED", 150)
+    monkeypatch.setattr(module, "FOLDS", 2)
+    data = Dataset("line", ("a", "b"), plane(100))
     result = compare(data, Settings(hidden=2, n_starts=1))
     direct = next(entry for entry in result.entries if entry.name == "direct MLE")
     assert [entry.name for entry in result.entries if entry.certainty] == ["direct MLE"]
     assert direct.certainty.centrality.passed()
-    assert direct.certainty.centrality.size == 300
+    assert direct.certainty.centrality.size == 150
     written = to_dict(result)["entries"][1]["certainty"]
     assert written["log_sigma2_standard_error"] == direct.certainty.errors.log_sigma2
     assert written["score_centrality"]["passed"]
     assert f"standard error {direct.certainty.errors.log_sigma2:.3g}" in page(result)
-    monkeypatch.setattr(module, "SCORED", 199)
-    assert not any(entry.certainty for entry in compare(data, Settings(hidden=2, n_starts=1)).entries)
+    monkeypatch.setattr(module, "SCORED", 99)
+    unsure = dataclasses.replace(direct, certainty=None)
+    assert module._doubted(unsure, data.x, 0, print).certainty is None
 
 
 def test_numbers_that_are_not_to_be_trusted_are_said_so():
@@ -198,11 +222,9 @@ def test_streams_of_one_seed_are_independent():
     assert first == [module.stream(3, use).random() for use in module.STREAMS]
 
 
-def test_progress_is_told():
-    told = []
-    compare(Dataset("plane", ("a", "b"), plane(30)), Settings(hidden=2, n_starts=1), told.append)
-    assert told[0] == "fitting the VAE"
-    assert any(words.startswith("fold 3") for words in told)
+def test_progress_is_told(run):
+    assert run.told[0] == "fitting the VAE"
+    assert any(words.startswith("fold 3") for words in run.told)
 
 
 def test_iris_is_the_four_measurements():

@@ -28,13 +28,16 @@ def test_vjp_and_jvp(kind, data):
 
 @examples(50)
 @given(data=st.data())
-def test_jvp_is_linear_and_vjp_sums_over_rows(data):
+def test_vjp_sums_over_rows_unless_it_is_asked_for_each(data):
     model = data.draw(models())
     decoder, theta = model.decoder, model.theta
     rng = np.random.default_rng(0)
     z, cotangent = rng.standard_normal((5, decoder.latent_dim)), rng.standard_normal((5, decoder.data_dim))
     whole, z_bar = decoder.vjp(theta, z, cotangent)
     rows = [decoder.vjp(theta, z[k : k + 1], cotangent[k : k + 1]) for k in range(5)]
+    each, _ = decoder.vjp(theta, z, cotangent, each=True)
+    assert checks.relative_error(each, np.stack([theta_bar for theta_bar, _ in rows])) <= checks.SAME_SUM
+    np.testing.assert_array_equal(decoder.vjp(theta, z, cotangent, each=True)[1], z_bar)
     size = np.sum([np.abs(theta_bar) for theta_bar, _ in rows], axis=0)
     assert checks.relative_error(sum(theta_bar for theta_bar, _ in rows), whole, size) <= checks.SAME_SUM
     assert checks.relative_error(np.concatenate([bar for _, bar in rows]), z_bar, 1.0) <= checks.SAME_SUM

@@ -170,7 +170,7 @@ def test_a_round_that_lowers_the_value_is_not_accepted_and_not_called_converged(
         )
         return rounds[-1][0]
 
-    monkeypatch.setitem(METHODS, "l-bfgs", dataclasses.replace(lbfgs.METHOD, inner=falling))
+    monkeypatch.setitem(METHODS, "l-bfgs", dataclasses.replace(lbfgs.METHOD, inner=falling, opening=False))
     fit = ri.fit_mle(truth, x, n_starts=1)
     assert fit.model is rounds[0][0].model
     assert fit.history == rounds[0][0].steps

@@ -30,7 +30,8 @@ def grid(model, x, points=40):
     return ri.Quadrature(ri.uniform_grid(points, 6.0)).nodes(model, x)
 
 
-def pair_of(model, x, sparse, nodes, objective=ri.log_likelihood):
+def check_same_sums(model, x, sparse, nodes, objective=ri.log_likelihood):
+    """Value and gradient on the pairs listed are those on all nodes; what the pairs say is returned."""
     one = objective(model, x, sparse)
     other = objective(model, x, ri.FixedNodes(*nodes))
     scale = max(1.0, np.abs(other.per_observation).max())
@@ -50,14 +51,14 @@ def test_all_pairs_are_the_shared_nodes(decoder, seed, log_sigma2):
     nodes = grid(model, x, 9)
     everything = near(model, x, nodes, EVERYTHING)
     assert len(everything.node) == 5 * len(nodes.z)
-    pair_of(model, x, everything, nodes)
+    check_same_sums(model, x, everything, nodes)
 
 
 @pytest.mark.parametrize("objective", [ri.log_likelihood, ri.density])
 def test_value_and_gradient_of_both_objectives(objective):
     model, x = a_case()
     nodes = grid(model, x)
-    pair_of(model, x, near(model, x, nodes, 60.0), nodes, objective)
+    check_same_sums(model, x, near(model, x, nodes, 60.0), nodes, objective)
 
 
 def test_a_gradient_that_forgets_a_pair_is_noticed():
@@ -71,7 +72,9 @@ def test_a_gradient_that_forgets_a_pair_is_noticed():
     )
     wrong[largest] = (wrong[largest] + 1) % len(good.z)
     with pytest.raises(AssertionError):
-        pair_of(model, x, neighbourhoods.Neighbourhoods(good.z, wrong, good.log_weight, good.start), nodes)
+        check_same_sums(
+            model, x, neighbourhoods.Neighbourhoods(good.z, wrong, good.log_weight, good.start), nodes
+        )
 
 
 def test_what_is_left_out_only_lowers():
@@ -111,14 +114,14 @@ def test_around_modes_leaves_out_absent_modes_only():
     rule = ri.gauss_hermite(7)
     sparse = around_modes(model, x, rule)
     assert np.diff(sparse.start).tolist() == [14, 7, 14]
-    pair_of(model, x, sparse, ri.Quadrature(rule, proposal="modes").nodes(model, x))
+    check_same_sums(model, x, sparse, ri.Quadrature(rule, proposal="modes").nodes(model, x))
 
 
 def test_as_an_integrator(monkeypatch):
     """Its nodes give the same; blocks change nothing; other data are refused."""
     model, x = a_case()
     sparse = near(model, x, grid(model, x), 30.0)
-    one = pair_of(model, x, sparse, sparse.nodes(model, x))
+    one = check_same_sums(model, x, sparse, sparse.nodes(model, x))
     monkeypatch.setattr(marginal, "BLOCK", 7)
     blocks = ri.log_likelihood(model, x, sparse)
     assert np.abs(one.per_observation - blocks.per_observation).max() <= 1e-13

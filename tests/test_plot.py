@@ -271,10 +271,12 @@ def test_the_band_is_two_sigma_wide():
 def test_constant_data_can_be_drawn(n, size):
     model = a_model(1, n)
     x = np.full((size, n), 3.0)
-    drawn(plot.manifold({"a": model}, x))
-    drawn(plot.generated(model, x, 0))
+    axes = [drawn(plot.manifold({"a": model}, x)), drawn(plot.generated(model, x, 0))]
     if n < 3:
-        drawn(plot.latent(np.zeros((size, n))))
+        axes.append(drawn(plot.latent(np.zeros((size, n)))))
+    for ax in axes:  # an axis of no length could not be drawn
+        for low, high in (ax.get_xlim(), ax.get_ylim()):
+            assert -np.inf < low < high < np.inf
 
 
 def test_a_far_outlier_takes_neither_bins_nor_shape():
@@ -422,9 +424,11 @@ def test_every_example_can_be_drawn():
     for name in ("tanh", "polynomial-1-1", "sigmoid", "polynomial-2-4"):
         setting = example(name)
         x = setting.simulate(100)[1]
-        drawn(plot.manifold({"truth": setting.model}, x))
+        ax = drawn(plot.manifold({"truth": setting.model}, x))
+        assert legend_of(ax) == ["observed", "truth"]
     quadratic = NonlinearICA(Polynomial(1, 2, 2), np.zeros(6), 0.01)  # a curve that stands still
-    drawn(plot.manifold({"a": quadratic}, quadratic.sample(20, 0)[1]))
+    ax = drawn(plot.manifold({"a": quadratic}, quadratic.sample(20, 0)[1]))
+    assert legend_of(ax) == ["observed", "a"]
 
 
 def test_a_png_can_be_read_back():

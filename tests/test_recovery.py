@@ -1,5 +1,7 @@
 """Recovery of latents against known answers, brute force and closed forms."""
 
+import functools
+import importlib
 import itertools
 import json
 import math
@@ -16,6 +18,14 @@ ROUNDING = 1e-12
 
 seeds = st.integers(0, 2**32 - 1)
 dims = st.integers(1, 5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def chance_is_simulated_once():
+    """Of each dimension: it does not depend on the latents."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("refica.recovery"), "mcc_chance", functools.cache(mcc_chance))
+        yield
 
 
 def latents(seed, m, N=200):

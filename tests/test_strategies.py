@@ -238,7 +238,7 @@ def test_bad_arguments_are_refused():
 
 @pytest.mark.parametrize("kind", [ri.NonlinearICA, ri.MLP, ri.Polynomial, ri.VAE, ri.Quadrature])
 def test_types_are_known_to_hypothesis(kind):
-    assert isinstance(smallest(st.from_type(kind)), kind)
+    assert all(isinstance(value, kind) for value in drawn(st.from_type(kind), 5))
 
 
 def test_annotated_functions_are_tested_by_their_types():
@@ -272,8 +272,9 @@ def test_hypothesis_finds_the_types_by_the_entry_point(first, tmp_path):
     ((name, target),) = entry_point().items()
     (info / "entry_points.txt").write_text(f"[hypothesis]\n{name} = {target}\n")
     code = (
-        f"import {first}, refica as ri\nfrom hypothesis import find, strategies as st\n"
-        "print(find(st.from_type(ri.NonlinearICA), lambda m: m.latent_dim == 2).sigma2)"
+        f"import {first}, refica as ri\nfrom hypothesis import find, settings, strategies as st\n"
+        "few = settings(database=None, max_examples=1)\n"
+        "print(find(st.from_type(ri.NonlinearICA), lambda m: True, settings=few).sigma2)"
     )
     paths = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     found = subprocess.run(

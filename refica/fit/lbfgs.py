@@ -61,4 +61,4 @@ def _run_round(problem: Problem, start: NonlinearICA, done: int, steps: int) -> 
     return problem.judged(coordinates.model_at(found.x), tuple(history))
 
 
-METHOD = Rounds(_run_round, TRIAL_STEPS, ROUND_STEPS)
+METHOD = Rounds(_run_round, TRIAL_STEPS, ROUND_STEPS, opening=True)

@@ -44,10 +44,8 @@ WIDEST = 8.0
 SUBSET = 128
 """Observations on which halving errors are measured."""
 
-AT_MODES = {1: 5, 2: 5}
-"""Order of Gauss-Hermite at the modes, by m; `FEW` for more dimensions."""
-
-FEW = 4
+AT_MODES = 5
+"""Order of Gauss-Hermite at the modes."""
 
 
 def nodes_for_round(model: NonlinearICA, x: Array) -> Neighbourhoods:
@@ -59,7 +57,7 @@ def nodes_for_round(model: NonlinearICA, x: Array) -> Neighbourhoods:
         grid = _grid_in_the_plane(model, x)
     if grid is not None:
         return near(model, x, Quadrature(grid).nodes(model, x), DEPTH)
-    return around_modes(model, x, gauss_hermite(AT_MODES.get(model.latent_dim, FEW)))
+    return around_modes(model, x, gauss_hermite(AT_MODES))
 
 
 def _grid_in_the_plane(model: NonlinearICA, x: Array) -> UniformGrid | None:

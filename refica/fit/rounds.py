@@ -14,11 +14,15 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from refica.fit import gauss_newton
 from refica.fit.problem import Problem, Round
 from refica.fit.starts import principal_start
 from refica.model import NonlinearICA
 
 __all__ = ["Inner", "Rounds", "State"]
+
+OPENING_TRIAL, OPENING_STEPS = 40, 40
+"""Steps of Gauss-Newton that every start gets, and those of a round after that."""
 
 Inner: TypeAlias = Callable[[Problem, NonlinearICA, int, int], Round]
 """From a problem, the model to start from, the number of steps done and how many more at most, to the round
@@ -28,11 +32,12 @@ on nodes made for that model and frozen, judged on nodes made for its end."""
 class State(NamedTuple):
     """What changes from round to round.
 
-    ``best`` so far, and until one of them is dropped its ``rival``, the second best; ``tried``, how many
-    starts had their trial; ``longest``, iterations of the next round; ``gain`` of the last round after the
-    trials, None before the first.
+    ``opening``, whether rounds are still Gauss-Newton's; ``best`` so far, and until one of them is dropped
+    its ``rival``, the second best; ``tried``, how many starts had their trial; ``longest``, iterations of the
+    next round; ``gain`` of the last round after trials and opening, None before the first.
     """
 
+    opening: bool
     best: Round
     rival: Round | None
     tried: int
@@ -45,16 +50,20 @@ class Rounds:
     """A method: how it starts, goes on and ends.
 
     ``inner`` runs one round; ``trial_steps`` are the iterations that every start gets before all but the best
-    are dropped, ``round_steps`` those on one set of frozen nodes, by latent dimension, 0 for any other.
+    are dropped, ``round_steps`` those on one set of frozen nodes, by latent dimension, 0 for any other. With
+    an ``opening`` the trials and the first rounds are Gauss-Newton's, where that suits, until one raises the
+    value by less than the tolerance.
     """
 
     inner: Inner
     trial_steps: int
     round_steps: Mapping[int, int]
+    opening: bool = False
 
     def begin(self, problem: Problem) -> State:
         """Return the state before the first trial."""
-        return State(Round(problem.start, -math.inf), None, 0, self._longest(problem), None)
+        opening = self.opening and gauss_newton.suits(problem)
+        return State(opening, Round(problem.start, -math.inf), None, 0, self._longest(problem, opening), None)
 
     def advance(self, problem: Problem, state: State, rng: np.random.Generator) -> State:
         """Give the next start its trial, the two best ones a round, or the best one its next."""
@@ -83,17 +92,21 @@ class Rounds:
             return "converged" if gain >= -tol else "integrator not converged"
         return None
 
-    def _longest(self, problem: Problem) -> int:
+    def _longest(self, problem: Problem, opening: bool) -> int:
+        if opening:
+            return OPENING_STEPS
         return self.round_steps.get(problem.start.latent_dim, self.round_steps[0])
+
+    def _inner(self, state: State) -> Inner:
+        return gauss_newton.run_round if state.opening else self.inner
 
     def _try_a_start(self, problem: Problem, state: State, rng: np.random.Generator) -> State:
         """Run the trial of the next start: the model given, then ones from principal components."""
         start = problem.start
         if state.tried > 0:
             start = principal_start(start.decoder, problem.x, rng, rotate=state.tried > 1)
-        trial = self.inner(
-            problem, problem.admitted(start), 0, min(self.trial_steps, problem.settings.max_iter)
-        )
+        steps = OPENING_TRIAL if state.opening else self.trial_steps
+        trial = self._inner(state)(problem, problem.admitted(start), 0, min(steps, problem.settings.max_iter))
         better = problem.watch.stopped or trial.value > state.best.value
         best, other = (trial, state.best) if better else (state.best, trial)
         if math.isfinite(other.value) and (state.rival is None or other.value > state.rival.value):
@@ -102,17 +115,17 @@ class Rounds:
 
     def _decide(self, problem: Problem, state: State, rival: Round) -> State:
         """Give both a round and drop the one that is then behind: a trial may be too short for a good one."""
-        best = self._after_a_round(problem, state.best, state.longest)
+        best = self._after_a_round(problem, state, state.best)
         if not problem.watch.stopped:
-            rival = self._after_a_round(problem, rival, state.longest)
+            rival = self._after_a_round(problem, state, rival)
         return state._replace(best=rival if rival.value > best.value else best, rival=None)
 
-    def _after_a_round(self, problem: Problem, before: Round, longest: int) -> Round:
+    def _after_a_round(self, problem: Problem, state: State, before: Round) -> Round:
         """Return where one round leads, or where it began if the re-evaluated value has not risen."""
-        steps = min(longest, problem.settings.max_iter - before.done)
+        steps = min(state.longest, problem.settings.max_iter - before.done)
         if steps <= 0:
             return before
-        latest = self.inner(problem, before.model, before.done, steps)
+        latest = self._inner(state)(problem, before.model, before.done, steps)
         counts = latest.value >= before.value or problem.watch.stopped
         return latest._replace(steps=before.steps + latest.steps) if counts else before
 
@@ -125,10 +138,13 @@ class Rounds:
         """
         best = state.best
         steps = min(state.longest, problem.settings.max_iter - best.done)
-        latest = self.inner(problem, best.model, best.done, steps)
+        latest = self._inner(state)(problem, best.model, best.done, steps)
         gain = latest.value - best.value
         if gain >= 0.0:
-            longest = min(2 * state.longest, self._longest(problem))
             best = latest._replace(steps=best.steps + latest.steps)
-            return state._replace(best=best, longest=longest, gain=gain)
+        if state.opening and gain < problem.settings.tol:
+            return state._replace(opening=False, best=best, longest=self._longest(problem, False))
+        if gain >= 0.0:
+            longest = min(2 * state.longest, self._longest(problem, state.opening))
+            return state._replace(best=best, longest=longest, gain=None if state.opening else gain)
         return state._replace(longest=state.longest // 2, gain=gain)

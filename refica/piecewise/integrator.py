@@ -65,6 +65,12 @@ class ExactPiecewiseAffine:
             return pack(fine_nodes(parts_on_the_line(model, x)))
         return pack(nodes_in_the_plane(model, x).nodes)
 
+    def gradient_nodes(self, model: NonlinearICA, x: Array) -> Nodes:
+        """Return the nodes of `evaluate`: for m = 1 fewer than `nodes`, right for p(x) and its gradient."""
+        if model.latent_dim != 1:
+            return self.nodes(model, x)
+        return pack(pair_nodes(parts_on_the_line(model, x)))
+
     def evaluate(
         self, model: NonlinearICA, x: Array, gradient: bool, coefficient: Coefficient = np.ones_like
     ) -> Estimate:

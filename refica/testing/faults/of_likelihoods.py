@@ -47,25 +47,25 @@ def _not_normalised(true: Wrong) -> Wrong:
 
 
 def _without_weights(true: Wrong) -> Wrong:
-    def tiles(decoder: Any, theta: Array, sigma2: float, x: Array, nodes: Nodes) -> Iterator[Tile]:
-        yield from true(decoder, theta, sigma2, x, Nodes(nodes.z, np.zeros_like(nodes.log_weight)))
+    def tiles(
+        decoder: Any, theta: Array, sigma2: float, x: Array, nodes: Nodes, *size: int
+    ) -> Iterator[Tile]:
+        yield from true(decoder, theta, sigma2, x, Nodes(nodes.z, np.zeros_like(nodes.log_weight)), *size)
 
     return tiles
 
 
 def _number_of_observations(true: Wrong) -> Wrong:
-    def derivative(tile: Tile, c: Array, sigma2: float) -> float:
+    def derivative(tile: Tile, c: Array, sigma2: float) -> Array:
         N, n = tile.rho.shape[0], tile.g.shape[-1]
-        wrong: float = true(tile, c, sigma2) + c.sum() * (n - N) / (2.0 * sigma2)
-        return wrong
+        return np.asarray(true(tile, c, sigma2) + c * (n - N) / (2.0 * sigma2))
 
     return derivative
 
 
 def _without_n(true: Wrong) -> Wrong:
-    def derivative(tile: Tile, c: Array, sigma2: float) -> float:
-        wrong: float = true(tile, c, sigma2) + c.sum() * tile.g.shape[-1] / (2.0 * sigma2)
-        return wrong
+    def derivative(tile: Tile, c: Array, sigma2: float) -> Array:
+        return np.asarray(true(tile, c, sigma2) + c * tile.g.shape[-1] / (2.0 * sigma2))
 
     return derivative
 

@@ -44,7 +44,7 @@ def _bias_first(true: Wrong) -> Wrong:
         start = 0
         for fan_in, fan_out in itertools.pairwise(self.sizes):
             middle, end = start + fan_out, start + fan_out * (fan_in + 1)
-            yield theta[middle:end].reshape(fan_out, fan_in), theta[start:middle]
+            yield theta[middle:end].reshape(fan_out, fan_in, *theta.shape[1:]), theta[start:middle]
             start = end
 
     return unpack
