@@ -112,11 +112,14 @@ class _Task(NamedTuple):
 class _Sums(NamedTuple):
     """Sums over the points of lattices, relative to exp(log_mass): ``alias`` (P, 2^m), that of χ = 0 being
     the plain sum; ``leak`` (N,), over points next to a border; ``trimmed`` (N,), over negligible points;
-    and the other points (K,), by observation."""
+    ``lower`` (N,), F is lower at a point, ``where`` (N, m), than at all modes known: these sums are void;
+    and the points that are not negligible (K,), by observation."""
 
     alias: Array
     leak: Array
     trimmed: Array
+    lower: Array
+    where: Array
     row: Array
     z: Array
     log_weight: Array
@@ -194,8 +197,8 @@ def _refine(task: _Task, lattices: Lattices) -> _Attempt:
     for _ in range(MOST_ROUNDS):
         found = survey(task.model, task.lines, task.x, lattices, boxes, log_least, MOST_CELLS[m])
         count = np.bincount(lattices.row[found.boxes.lattice], found.boxes.points, minlength=N)
-        found_lower = active & (found.least < task.about.F.min(axis=1) - LOWER)
-        where[found_lower], lower = found.where[found_lower], lower | found_lower
+        at_centre = active & (found.least < task.about.F.min(axis=1) - LOWER)
+        where[at_centre], lower = found.where[at_centre], lower | at_centre
         active &= found.complete & (count <= MOST_POINTS[m]) & ~lower
         if not active.any():
             break
@@ -203,6 +206,8 @@ def _refine(task: _Task, lattices: Lattices) -> _Attempt:
         chosen = active[lattices.row[found.boxes.lattice]]
         boxes = found.boxes.at(chosen)
         sums = _sums(task, lattices, boxes)
+        where[sums.lower], lower = sums.where[sums.lower], lower | sums.lower
+        active &= ~lower
         verdict = _judge(task, lattices, boxes, found.coarse[chosen], sums, pruned)
         for i, points in _by_observation(sums, active):
             grid.points[i] = points
@@ -210,6 +215,7 @@ def _refine(task: _Task, lattices: Lattices) -> _Attempt:
         leaky, shallow = leaky | (active & verdict.leaky), np.where(active, verdict.shallow, shallow)
         active &= ~grid.converged & ~leaky & (shallow == 0.0)
         lattices, boxes = _finer(lattices, boxes.at(active[lattices.row[boxes.lattice]]), verdict)
+    grid.error[lower] = np.inf
     return _Attempt(grid, leaky, shallow, lower, where)
 
 
@@ -248,7 +254,8 @@ def _sums(task: _Task, lattices: Lattices, boxes: Boxes) -> _Sums:
     """Evaluate the integrand at the points of the boxes."""
     N, P, m = len(task.x), len(lattices.row), task.model.latent_dim
     log_weight, least = lattices.log_volume, TRIM * np.exp(-task.depth)
-    cosets, leak, trimmed, kept = np.zeros(P * 2**m), np.zeros(N), np.zeros(N), []
+    floor = task.about.F.min(axis=1) - LOWER
+    cosets, leak, trimmed, kept, below = np.zeros(P * 2**m), np.zeros(N), np.zeros(N), [], []
     for part in _batches(boxes.at(boxes.points > 0.0)):
         k, box = lattice_points(part)
         lattice = part.lattice[box]
@@ -256,6 +263,9 @@ def _sums(task: _Task, lattices: Lattices, boxes: Boxes) -> _Sums:
         z = _place(lattices, lattice, k)
         r = task.x[row] - decode(task.model.decoder, task.model.theta, z)
         F = 0.5 * (np.einsum("kn,kn->k", r, r) / task.model.sigma2 + np.einsum("km,km->k", z, z))
+        low = np.flatnonzero(floor[row] > F)  # exp(-F) may be beyond all numbers there
+        below.append((row[low], F[low], z[low]))
+        F[low] = np.inf
         f = np.exp(log_weight[lattice] - F - task.about.log_mass[row])
         near = np.flatnonzero(near_rivals(lattices, part)[box])
         if len(near):
@@ -269,9 +279,17 @@ def _sums(task: _Task, lattices: Lattices, boxes: Boxes) -> _Sums:
         kept.append((row[keep], z[keep], log_weight[lattice[keep]]))
     row, z, weights = map(np.concatenate, zip(*kept, strict=True))
     order = np.argsort(row, kind="stable")
-    return _Sums(
-        np.abs(cosets.reshape(P, -1) @ _signs(m)), leak, trimmed, row[order], z[order], weights[order]
-    )
+    alias = np.abs(cosets.reshape(P, -1) @ _signs(m))
+    return _Sums(alias, leak, trimmed, *_lowest(below, N, m), row[order], z[order], weights[order])
+
+
+def _lowest(below: list[tuple[Array, Array, Array]], N: int, m: int) -> tuple[Array, Array]:
+    """Return which rows (N,) have points among those given by row, F and z, and their lowest, (N, m)."""
+    row, F, z = map(np.concatenate, zip(*below, strict=True))
+    falling = np.argsort(-F)
+    lower, where = np.zeros(N, dtype=bool), np.zeros((N, m))
+    lower[row], where[row[falling]] = True, z[falling]  # of several for one row the last stays
+    return lower, where
 
 
 def _batches(boxes: Boxes) -> Iterator[Boxes]:

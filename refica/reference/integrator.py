@@ -17,7 +17,6 @@ from refica.exact import ExactLinear
 from refica.likelihood import (
     Coefficient,
     Estimate,
-    Evaluation,
     Gradient,
     Nodes,
     evaluate,
@@ -27,7 +26,7 @@ from refica.likelihood import (
 from refica.model import NonlinearICA
 from refica.piecewise import ExactPiecewiseAffine
 from refica.piecewise.scattered import Scattered, pack
-from refica.reference.grid import Grid, depth_for, grid_for
+from refica.reference.grid import Grid, grid_for
 from refica.reference.lines import Lines, lines_of
 from refica.reference.panels import panels_for
 from refica.validation import Array, check_number
@@ -45,6 +44,9 @@ CERTIFIABLE = 2
 
 MOST_CERTIFIED_CELLS = 2**16
 """Cells examined for certified bounds of one observation: a few seconds."""
+
+POINTS_AT_A_TIME = 2**17
+"""Of one observation that are evaluated together: the memory for all of an outlier's would be gigabytes."""
 
 UNREACHED = "the error is above rtol: neither a lattice nor panels that could be afforded bring it down"
 BOUNDED = (
@@ -124,7 +126,7 @@ class Reference:
         lines = _lines(model)
         points: list[Nodes] = []
         for rows in row_blocks(len(x), ROWS_AT_A_TIME[model.latent_dim]):
-            points += self._grid(model, lines, x[rows])[0].points
+            points += self._grid(model, lines, x[rows]).points
         return _packed(points)
 
     def evaluate(
@@ -150,9 +152,9 @@ class Reference:
             sentence: np.concatenate([part.problems[sentence] for part in parts])
             for sentence in (UNREACHED, BOUNDED)
         }
-        found = [part.gradient for part in parts if part.gradient is not None]
-        total = Gradient(np.sum([g.theta for g in found], axis=0), sum(g.sigma2 for g in found))
-        return Estimate(log_p, error, problems, total if gradient else None)
+        return Estimate(
+            log_p, error, problems, _combined([part.gradient for part in parts], np.ones(len(parts)))
+        )
 
     def nodes_per_observation(self, m: int) -> int:
         """Return about how many nodes each observation has of its own."""
@@ -162,26 +164,23 @@ class Reference:
         """Yield the grids of consecutive observations, and bounds where grids are of little use."""
         lines = _lines(model)
         for rows in row_blocks(len(x), ROWS_AT_A_TIME[model.latent_dim]):
-            grid, poor = self._grid(model, lines, x[rows])
-            lower, upper = np.full(len(poor), -np.inf), np.full(len(poor), np.inf)
+            grid = self._grid(model, lines, x[rows])
+            lower, upper = np.full(len(grid.error), -np.inf), np.full(len(grid.error), np.inf)
             if model.latent_dim <= CERTIFIABLE:
-                for i in np.flatnonzero(poor):
+                for i in np.flatnonzero(~grid.converged):
                     one, width = x[rows][i : i + 1], float(grid.tolerance[i])
                     bounds = certified_bounds(model, one, width, MOST_CERTIFIED_CELLS)
                     lower[i], upper[i] = bounds.lower[0], bounds.upper[0]
             yield _Outcome(rows, grid, lower, upper)
 
-    def _grid(self, model: NonlinearICA, lines: Lines, x: Array) -> tuple[Grid, Array]:
-        """Return a grid for each observation, and where (N,) not even panels could be afforded."""
-        grid, poor = grid_for(model, lines, x, self.rtol), np.zeros(len(x), dtype=bool)
+    def _grid(self, model: NonlinearICA, lines: Lines, x: Array) -> Grid:
+        """Return a grid for each observation: a lattice, or panels where these are better."""
+        grid = grid_for(model, lines, x, self.rtol)
         for i in np.flatnonzero(~grid.converged):
-            panels = panels_for(
-                model, lines, x[i : i + 1], grid.log_mass[i], depth_for(self.rtol), grid.tolerance[i]
-            )
-            poor[i] = panels is None
+            panels = panels_for(model, lines, x[i : i + 1], grid.log_mass[i], grid.tolerance[i])
             if panels is not None and panels.error < grid.error[i]:
                 grid.points[i], grid.error[i] = panels.points, panels.error
-        return grid, poor
+        return grid
 
     def _evaluate_some(
         self, model: NonlinearICA, x: Array, outcome: _Outcome, coefficient: Coefficient | None
@@ -193,7 +192,8 @@ class Reference:
         refuted = bounded & ~((lower <= log_p) & (log_p <= upper))
         middle = np.where(bounded, 0.5 * (np.where(bounded, lower, 0.0) + np.where(bounded, upper, 0.0)), 0.0)
         log_p = np.where(refuted, middle, log_p)
-        error = np.where(bounded, np.maximum(upper - log_p, log_p - lower), outcome.grid.error)
+        by_bounds = np.where(bounded, np.maximum(upper - log_p, log_p - lower), np.inf)
+        error = np.where(refuted, by_bounds, np.minimum(by_bounds, outcome.grid.error))
         problems = {
             UNREACHED: error > outcome.grid.tolerance,
             BOUNDED: refuted,
@@ -242,18 +242,51 @@ def _on_own_points(
         together = [np.flatnonzero(group == g) for g in np.unique(group)]
     else:
         together = [np.array([i]) for i in range(len(x))]
-    log_p, totals = np.empty(len(x)), []
+    log_p, gradients = np.empty(len(x)), []
     for rows in together:
-        nodes = points[rows[0]] if len(rows) == 1 else _packed([points[i] for i in rows])
-        result: Evaluation = evaluate(
-            model.decoder, model.theta, model.sigma2, x[rows], nodes, coefficient=coefficient
+        if len(rows) == 1:
+            log_p[rows], gradient = _on_many_points(model, x[rows], points[rows[0]], coefficient)
+        else:
+            nodes = _packed([points[i] for i in rows])
+            result = evaluate(
+                model.decoder, model.theta, model.sigma2, x[rows], nodes, coefficient=coefficient
+            )
+            log_p[rows], gradient = result.log_p, result.gradient
+        gradients.append(gradient)
+    return log_p, _combined(gradients, np.ones(len(gradients)))
+
+
+def _on_many_points(
+    model: NonlinearICA, x: Array, points: Nodes, coefficient: Coefficient | None
+) -> tuple[Array, Gradient | None]:
+    """Return log p(x) (1,) of x (1, n), and the gradient of c log p(x), some points at a time.
+
+    With p_b the sum over block b of the points, p = Σ_b p_b and ∇ log p = Σ_b (p_b / p) ∇ log p_b.
+    """
+    parts = [
+        evaluate(
+            model.decoder,
+            model.theta,
+            model.sigma2,
+            x,
+            Nodes(points.z[block], points.log_weight[block]),
+            coefficient=coefficient and np.ones_like,
         )
-        log_p[rows] = result.log_p
-        totals.append(result.gradient)
-    found = [g for g in totals if g is not None]
+        for block in row_blocks(len(points.log_weight), POINTS_AT_A_TIME)
+    ]
+    log_parts = np.concatenate([part.log_p for part in parts])
+    log_p = np.logaddexp.reduce(log_parts, keepdims=True)
+    shares = np.exp(log_parts - log_p) * (coefficient(log_p) if coefficient else 1.0)
+    return log_p, _combined([part.gradient for part in parts], shares)
+
+
+def _combined(gradients: list[Gradient | None], shares: Array) -> Gradient | None:
+    """Return Σ_b s_b ∇_b, or None if there are no gradients."""
+    found = [g for g in gradients if g is not None]
     if not found:
-        return log_p, None
-    return log_p, Gradient(np.sum([g.theta for g in found], axis=0), sum(g.sigma2 for g in found))
+        return None
+    theta, sigma2 = (np.tensordot(shares, np.stack(part), 1) for part in zip(*found, strict=True))
+    return Gradient(theta, float(sigma2))
 
 
 def _packed(points: list[Nodes]) -> Nodes:
