@@ -49,6 +49,7 @@ __all__ = [
     "rounding_error",
     "row_blocks",
     "scores_on",
+    "tells_rows_apart",
     "tiles",
 ]
 
@@ -224,7 +225,7 @@ def scores_on(decoder: Decoder, theta: Array, sigma2: float, x: Array, nodes: No
     """
     (K, _), n = nodes.z.shape[-2:], x.shape[1]
     affordable = nodes.z.ndim == 2 and K * n * decoder.n_params <= JACOBIANS
-    slopes = _slopes(decoder, theta, nodes.z) if affordable and _tells_rows_apart(decoder) else []
+    slopes = _slopes(decoder, theta, nodes.z) if affordable and tells_rows_apart(decoder) else []
     size = min(JACOBIANS_TILE, JACOBIANS_ROWS * K * (n + 1)) if slopes else TILE
     scores = np.empty((len(x), decoder.n_params + 1))
     for tile in tiles(decoder, theta, sigma2, x, nodes, size):
@@ -368,7 +369,7 @@ def _slopes(decoder: Any, theta: Array, z: Array) -> list[tuple[Array, Array]]:
     return found
 
 
-def _tells_rows_apart(decoder: Decoder) -> bool:
+def tells_rows_apart(decoder: Decoder) -> bool:
     """Whether the decoder's vjp offers to leave its rows unsummed (`Decoder`)."""
     try:
         return "each" in inspect.signature(decoder.vjp).parameters

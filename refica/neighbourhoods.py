@@ -185,5 +185,6 @@ def of_mixtures(gaussians: Gaussians, rule: Rule) -> Neighbourhoods:
     """Return a rule's nodes on the mixture of each observation, only where components are present."""
     z, log_weight = place(*rule.points(gaussians.mean.shape[-1]), gaussians)
     present = log_weight > -np.inf
+    assert present.any(axis=1).all(), "every observation needs a component"
     start = np.concatenate([[0], np.cumsum(present.sum(axis=1))])
     return Neighbourhoods(z[present], np.arange(start[-1]), log_weight[present], start)

@@ -113,14 +113,14 @@ def test_a_step_against_the_gradient_is_not_taken(monkeypatch):
     """Plant a gradient of the wrong sign: no length of step does as promised, and the round ends at once, but
     for a step too small to matter that followed modes may feign."""
     truth, x = plane()
-    honest = gauss_newton._value_and_gradient
+    honest = gauss_newton._expand
 
     def turned(problem, model, modes):
-        value, gradient = honest(problem, model, modes)
-        return value, gradient._replace(theta=-gradient.theta, sigma2=-gradient.sigma2)
+        point = honest(problem, model, modes)
+        return point._replace(gradient=-point.gradient)
 
     start = truth.replace(sigma2=0.05)
-    monkeypatch.setattr(gauss_newton, "_value_and_gradient", turned)
+    monkeypatch.setattr(gauss_newton, "_expand", turned)
     found = gauss_newton.run_round(problem_of(start, x), start, 0, 10)
     assert len(found.steps) <= 1
     np.testing.assert_allclose(found.model.theta, start.theta, atol=1e-4)
@@ -136,6 +136,50 @@ def test_a_fixed_sigma2_stays_and_a_free_one_does_not_pass_its_floor():
     assert fit.model.sigma2 >= 1e-8 * flat.var(axis=0).mean() * (1 - 1e-12)
 
 
+def test_a_broad_posterior_on_a_fine_grid_keeps_its_mode():
+    """Its mass is spread over so many nodes that none of them has a thousandth."""
+    steep = ri.NonlinearICA(ri.MLP((1, 1, 1)), [50.0, 0.0, 1.0, 0.0], 0.0025)
+    x = steep.sample(32, 0)[1]
+    nodes = nodes_for_round(steep, x)
+    assert np.diff(nodes.start).max() > 1000
+    modes = modes_within(nodes, steep, x)
+    assert np.isfinite(modes.mass[:, 0]).all()
+    assert np.isfinite(ri.fit_mle(steep, x, n_starts=1, max_iter=10).log_likelihood.total)
+
+
+def test_a_start_below_the_floor_of_sigma2_is_raised():
+    """Data in large units: their floor is above the start's σ², which says nothing of a collapse."""
+    truth, x = curve()
+    fit = ri.fit_mle(truth.replace(sigma2=1e-3), 1e5 * x, n_starts=1)
+    assert fit.status == "converged"
+    again = ri.fit_mle(truth, x, n_starts=1)
+    shift = 2 * np.log(1e5)
+    assert fit.log_likelihood.total / len(x) == pytest.approx(
+        again.log_likelihood.total / len(x) - shift, abs=0.3
+    )
+
+
+@pytest.mark.parametrize("n_starts", [1, 3])
+def test_with_kinks_a_start_is_tried_by_both(n_starts, monkeypatch):
+    decoder = ri.MLP((1, 4, 2), "relu")
+    truth = ri.NonlinearICA(decoder, decoder.init(1), 0.05)
+    x = truth.sample(60, 0)[1]
+    order = []
+
+    def spy(name, honest):
+        def spied(problem, start, done, steps):
+            order.append(name)
+            return honest(problem, start, done, steps)
+
+        return spied
+
+    plain = spy("plain", lbfgs.METHOD.inner)
+    monkeypatch.setattr(gauss_newton, "run_round", spy("opening", gauss_newton.run_round))
+    monkeypatch.setitem(METHODS, "l-bfgs", dataclasses.replace(lbfgs.METHOD, inner=plain))
+    ri.fit_mle(truth, x, n_starts=n_starts)
+    assert order[: 2 * n_starts + 1] == ["plain", "opening"] * n_starts + ["opening"]
+
+
 def test_where_it_suits():
     truth, x = curve()
     assert gauss_newton.suits(problem_of(truth, x))
@@ -143,7 +187,7 @@ def test_where_it_suits():
     assert not gauss_newton.suits(problem_of(truth, x, objective="density-sum"))
     affine = ri.NonlinearICA(ri.MLP((1, 2), "identity"), np.ones(4), 1.0)
     assert not gauss_newton.suits(problem_of(affine, x))
-    decoder = ri.MLP((1, 300, 2))
+    decoder = ri.MLP((1, 3000, 2))
     assert not gauss_newton.suits(problem_of(ri.NonlinearICA(decoder, decoder.init(0), 1.0), x))
 
 

@@ -32,7 +32,7 @@ MOST_MODES = 3
 """Modes followed of an observation, those with most mass."""
 
 WORTH = 1e-3
-"""Share of p(x) below which a mode is not followed."""
+"""Part of the first mode's mass below which another is not followed, of p(x) below which none is sought."""
 
 APART = 5.0
 """Standard deviations about a mode within which nodes say nothing of another."""
@@ -67,20 +67,23 @@ class FollowedModes(NamedTuple):
 
 
 def modes_within(nodes: Neighbourhoods, model: NonlinearICA, x: Array) -> FollowedModes:
-    """Return the modes reached from each observation's best node, then from the best one apart from that."""
+    """Return the modes reached from each observation's best node, then from the best ones apart from it.
+
+    Every observation has the first; others if they are other ones and worth it.
+    """
     rho = nodes.shares(model, x, decode(model.decoder, model.theta, nodes.z))[1]
     row = np.repeat(np.arange(len(x)), np.diff(nodes.start))
     parts: list[tuple[Array, Array, Array]] = []
     for _ in range(MOST_MODES):
-        best = _best_of_each(rho, nodes.start)
-        z, A, mass = _ascend(model, x, nodes.z[nodes.node[best]])
-        new = rho[best] > WORTH
-        for other, A_there, _ in parts:
-            new &= _squared_distance(z - other, A_there) > SAME**2
+        start = nodes.z[nodes.node[_best_of_each(rho, nodes.start)]]
+        z, A, mass = _ascend(model, x, start)
+        new = np.ones(len(x), dtype=bool)
+        for other, A_there, mass_there in parts:
+            new &= (_squared_distance(z - other, A_there) > SAME**2) & (mass > mass_there + np.log(WORTH))
         parts.append((z, A, np.where(new, mass, -np.inf)))
-        away = nodes.z[nodes.node] - z[row]
-        rho[_squared_distance(away, A[row]) < APART**2] = 0.0
-        if not (rho > WORTH).any():
+        for centre in (z, start):
+            rho[_squared_distance(nodes.z[nodes.node] - centre[row], A[row]) < APART**2] = 0.0
+        if not (np.add.reduceat(rho, nodes.start[:-1]) > WORTH).any():
             break
     return FollowedModes(*(np.stack(part, axis=1) for part in zip(*parts, strict=True)))
 

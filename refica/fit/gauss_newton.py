@@ -1,32 +1,33 @@
 """Gauss-Newton steps on the likelihood, with nodes that follow the posterior modes: how L-BFGS is opened.
 
 About a mode z* the decoder is nearly affine, g(z) ≈ g(z*) + G (z - z*), so that X is about Gaussian with
-covariance C = G Gᵀ + σ² I: noise across the decoder's surface, noise and prior along it. What the data say of
-u = (v, log σ²) is then the information
+covariance C = G Gᵀ + σ² I: noise across the decoder's surface, noise and prior along it. With G taken as
+fixed, what the data say of v and of log σ² is then, about,
 
-    B = (1/N) Σ_i  J_iᵀ C_i⁻¹ J_i  for v,     ½ tr (σ² C_i⁻¹)²  for log σ²,     J_i = ∂g(z_i*)/∂v
+    B_v = (1/N) Σ_i  J_iᵀ C_i⁻¹ J_i,     B_σ = (1/N) Σ_i  ½ tr (σ² C_i⁻¹)²,     J_i = ∂g(z_i*)/∂v
 
 and a step is (B + λ I)⁻¹ ∇_u with the gradient of the likelihood itself; λ falls after a step that did as
 promised and rises after one that did not (Levenberg 1944, Marquardt 1963). JᵀJ/σ², for least squares at
 frozen z*, would hold the decoder back from sliding along itself, which costs little: C⁻¹ does not.
 
-Some twenty steps do the work of a thousand of L-BFGS where a decoder is badly scaled.
+Where a decoder is badly scaled, a few such steps reach what L-BFGS needs very many for.
 """
 
 # notation: N observations, R modes, n data, m latent, p parameters; u (p + 1,) as in refica.fit.problem
 
 from __future__ import annotations
 
-import inspect
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg
 
+from refica.ascent import regular
 from refica.fit.followed_modes import FollowedModes, follow, latent_slopes, modes_within
 from refica.fit.problem import Problem, Round
 from refica.fit.result import Step
-from refica.likelihood import DECODER_ROWS, Gradient, row_blocks
+from refica.likelihood import row_blocks, tells_rows_apart
 from refica.model import NonlinearICA
 from refica.neighbourhoods import Neighbourhoods
 from refica.rules import gauss_hermite
@@ -56,18 +57,21 @@ LONGEST = math.log(2.0)
 SCORED = 2000
 """Observations, evenly spread, from which B is made."""
 
-MOST_PARAMETERS = 1000
-"""Of a decoder, for which B is made: it has p² numbers, and takes p³/3 operations for a step."""
+MOST_WORK = 2**32
+"""Products that B may take, observations x n p²: about a second."""
+
+SLOPES = 2**22
+"""Bound on (modes x n x p) for which slopes are held at a time: 32 MiB."""
 
 
 def suits(problem: Problem) -> bool:
     """Whether the log-likelihood is fitted, on nodes of refica's choice, with a curved and small decoder."""
-    decoder = problem.start.decoder
+    decoder, (N, n) = problem.start.decoder, problem.x.shape
     return (
         problem.integrator is None
         and problem.settings.objective == "log-likelihood"
         and not getattr(decoder, "is_affine", False)
-        and decoder.n_params <= MOST_PARAMETERS
+        and min(N, SCORED) * n * decoder.n_params**2 <= MOST_WORK
     )
 
 
@@ -75,42 +79,50 @@ def run_round(problem: Problem, start: NonlinearICA, done: int, steps: int) -> R
     """Take up to ``steps`` steps from ``start``, then evaluate on nodes made for the result."""
     nodes = problem.nodes_for(start)
     assert isinstance(nodes, Neighbourhoods)
-    modes = modes_within(nodes, start, problem.x)
-    model, history, damping = start, list[Step](), FIRST
-    value, gradient = _value_and_gradient(problem, model, modes)
-    while len(history) < steps and damping < MOST and not problem.has_collapsed(model):
-        u, B = problem.coordinates.to(model), information(problem, model, modes)
-        by_u = problem.coordinates.pull_back(gradient, model.sigma2)
-        step = linalg.solve(B + damping * np.eye(len(u)), by_u, assume_a="pos")
-        step[-1] = max(np.clip(step[-1], -LONGEST, LONGEST), math.log(problem.floor) - u[-1])
-        promised = float(by_u @ step - 0.5 * step @ B @ step)
-        there = problem.coordinates.model_at(u + step)
-        modes_there = follow(modes, there, problem.x)
-        value_there, gradient_there = _value_and_gradient(problem, there, modes_there)
-        gain = value_there - value
+    here = _expand(problem, start, modes_within(nodes, start, problem.x))
+    history: list[Step] = []
+    B, damping = information(problem, here.model, here.modes), FIRST
+    while len(history) < steps and damping < MOST:
+        step = linalg.solve(B + damping * np.eye(len(B)), here.gradient, assume_a="pos")
+        log_sigma2 = problem.coordinates.to(here.model)[-1]
+        step[-1] = max(np.clip(step[-1], -LONGEST, LONGEST), math.log(problem.floor) - log_sigma2)
+        promised = float(here.gradient @ step - 0.5 * step @ B @ step)
+        model = problem.coordinates.model_at(problem.coordinates.to(here.model) + step)
+        there = _expand(problem, model, follow(here.modes, model, problem.x))
+        gain = there.value - here.value
         if not gain > SUFFICIENT * max(promised, 0.0):  # True for nan
             damping *= UP
             continue
         if gain > WELL * promised:
             damping = max(damping / DOWN, LEAST)
-        model, modes, value, gradient = there, modes_there, value_there, gradient_there
-        history.append(Step(done + len(history) + 1, value, model.sigma2, problem.watch.seconds()))
-        if problem.watch.sees(history[-1]) or gain < SMALL * problem.settings.tol:
+        here = there
+        history.append(Step(done + len(history) + 1, here.value, model.sigma2, problem.watch.seconds()))
+        small = gain < SMALL * problem.settings.tol
+        if problem.watch.sees(history[-1]) or small or problem.has_collapsed(model):
             break
-    return problem.judged(model, tuple(history))
+        B = information(problem, here.model, here.modes)
+    return problem.judged(here.model, tuple(history))
 
 
-def _value_and_gradient(
-    problem: Problem, model: NonlinearICA, modes: FollowedModes
-) -> tuple[float, Gradient]:
-    m = model.latent_dim
-    return problem.value_and_gradient(model, modes.nodes(gauss_hermite(ORDER.get(m, ORDER[0]))))
+class _Point(NamedTuple):
+    """A model, the modes of its posteriors, its mean objective on nodes there, and ∇_u of that (p + 1,)."""
+
+    model: NonlinearICA
+    modes: FollowedModes
+    value: float
+    gradient: Array
+
+
+def _expand(problem: Problem, model: NonlinearICA, modes: FollowedModes) -> _Point:
+    rule = gauss_hermite(ORDER.get(model.latent_dim, ORDER[0]))
+    value, gradient = problem.value_and_gradient(model, modes.nodes(rule))
+    return _Point(model, modes, value, problem.coordinates.pull_back(gradient, model.sigma2))
 
 
 def information(problem: Problem, model: NonlinearICA, modes: FollowedModes) -> Array:
     """B (p + 1, p + 1), about what an observation says of u; see the module's first lines.
 
-    Each mode counts by its share.
+    Each mode counts by its share; between v and log σ² there is nothing.
     """
     N, n = problem.x.shape
     p, units = model.decoder.n_params, problem.coordinates.units
@@ -119,15 +131,15 @@ def information(problem: Problem, model: NonlinearICA, modes: FollowedModes) -> 
     present = log_share > -np.inf
     z, share = modes.z[some][present], np.exp(log_share[present]) / len(some)
     B = np.zeros((p + 1, p + 1))
-    for rows in row_blocks(len(z), DECODER_ROWS):
+    for rows in row_blocks(len(z), max(1, SLOPES // (n * p))):
         G, J = latent_slopes(model, z[rows]), parameter_slopes(model, z[rows]) * units
-        C = G @ np.swapaxes(G, 1, 2) + model.sigma2 * np.eye(n)
+        C = regular(G @ np.swapaxes(G, 1, 2) + model.sigma2 * np.eye(n))
         whitened = np.linalg.solve(np.linalg.cholesky(C), J) * np.sqrt(share[rows])[:, None, None]
         whitened = whitened.reshape(-1, p)
         B[:-1, :-1] += whitened.T @ whitened
         noise = model.sigma2 * np.linalg.inv(C)
         B[-1, -1] += 0.5 * float(share[rows] @ np.einsum("rij,rij->r", noise, noise))
-    return B
+    return np.asarray(regular(B[None])[0])
 
 
 def parameter_slopes(model: NonlinearICA, z: Array) -> Array:
@@ -137,7 +149,7 @@ def parameter_slopes(model: NonlinearICA, z: Array) -> Array:
     (`refica.decoders.Decoder`), else by a Jacobian-vector product for each parameter.
     """
     decoder, theta, n = model.decoder, model.theta, model.data_dim
-    if "each" in inspect.signature(decoder.vjp).parameters:
+    if tells_rows_apart(decoder):
         pulled = [
             decoder.vjp(theta, z, np.broadcast_to(e, (len(z), n)), each=True)[0]  # type: ignore[call-arg]
             for e in np.eye(n)

@@ -1,8 +1,8 @@
 """Direct maximum likelihood (Exercise 2): the likelihood itself, by one of several methods.
 
 A quadrature rule that is too coarse for σ misleads an optimiser: it prefers a wrong model whose value
-the rule overrates. Hence a fit runs in rounds on frozen nodes, judged by the value on nodes made anew, and
-the value reported at the end comes from yet other nodes.
+the rule overrates. Hence a fit runs in rounds, each judged by the value on nodes made anew, and the value
+reported at the end comes from yet other nodes.
 """
 
 # notation: N observations, n data, m latent, p parameters
@@ -68,7 +68,7 @@ CHECKED = {1: 500, 2: 100, 3: 10}
 """Observations, by m, on which `Reference` checks the value where it cannot be had for all."""
 
 MOSTLY = 0.9
-"""Share of these for which it must converge."""
+"""Share of observations for which an integrator must converge to judge another."""
 
 NOISE_SHARE = 0.05
 """Part of (p + 1)/2N that is the default tolerance."""
@@ -109,11 +109,11 @@ def fit_mle(
         At least two observations.
     integrator : Integrator, optional
         Used throughout as it is, its nodes frozen within a round. None: a grid that follows σ for one and
-        two latent dimensions while it is affordable, else nodes at the posterior modes (`refica.fit.nodes`).
+        two latent dimensions while it is affordable, else nodes at the posterior modes (`refica.fit.nodes`);
+        "l-bfgs" then is opened by steps whose nodes follow the modes (`refica.fit.gauss_newton`).
     method : str
-        "l-bfgs", opened by Gauss-Newton steps where they suit (`refica.fit.gauss_newton`); "em", expectation
-        and maximisation; "gradient-ascent", the documents' algorithm; "adam" and "sgd", stochastic ascent on
-        minibatches.
+        "l-bfgs"; "em", expectation and maximisation; "gradient-ascent", the documents' algorithm; "adam"
+        and "sgd", stochastic ascent on minibatches.
     objective : str
         "log-likelihood", or "density-sum": E(4) as it is written, which has no maximum where σ² is free. It
         is worked with, and reported in the history, as the log of the mean density.
@@ -244,7 +244,8 @@ def _interrupted(problem: Problem, best: Round, keeper: Keeper) -> Fit:
 def _finish(problem: Problem, best: Round, status: str) -> Fit:
     """Re-evaluate on other nodes than the optimiser's (exactly for an affine decoder); say how it ended."""
     result = problem.evaluate(best.model, None, gradient=False)
-    difference = _disagreement(problem, best, result)
+    judge = status in ("converged", "integrator not converged")
+    difference = _disagreement(problem, best, result) if judge else math.nan
     if status == "converged" and not difference <= _allowed(problem):  # True for nan
         status = "integrator not converged"
     return Fit(
@@ -259,10 +260,11 @@ def _allowed(problem: Problem) -> float:
 def _disagreement(problem: Problem, best: Round, result: Likelihood) -> float:
     """Return by how much the optimiser's mean objective differs from an independent integrator's.
 
-    That is the one that was chosen for all observations, if its own mean error is small enough to tell;
-    otherwise `Reference`, on those of a fixed subset for which it converges in seconds; nan if these are few.
+    That is the one that was chosen for all observations, if it trusts itself for most and its mean error is
+    small enough to tell; otherwise `Reference`, on those of a fixed subset for which it converges. Those that
+    are left out, at most a tenth, are the hard ones: their own errors are in the result.
     """
-    if result.error.mean() <= 0.5 * _allowed(problem):  # False for nan
+    if result.converged.mean() >= MOSTLY and result.error.mean() <= 0.5 * _allowed(problem):  # False for nan
         return abs(problem.mean_objective(result.per_observation) - best.value)
     model, x = best.model, problem.x
     if not Reference.suits(model):

@@ -44,8 +44,9 @@ WIDEST = 8.0
 SUBSET = 128
 """Observations on which halving errors are measured."""
 
-AT_MODES = 5
-"""Order of Gauss-Hermite at the modes."""
+AT_MODES, LEAST = 5, 2
+"""Order of Gauss-Hermite at the modes for few latent dimensions, and for many. In between it is one less than
+that which `integrator=None` takes, so that the value at the end comes from other nodes."""
 
 
 def nodes_for_round(model: NonlinearICA, x: Array) -> Neighbourhoods:
@@ -57,7 +58,7 @@ def nodes_for_round(model: NonlinearICA, x: Array) -> Neighbourhoods:
         grid = _grid_in_the_plane(model, x)
     if grid is not None:
         return near(model, x, Quadrature(grid).nodes(model, x), DEPTH)
-    return around_modes(model, x, gauss_hermite(AT_MODES))
+    return around_modes(model, x, gauss_hermite(max(LEAST, min(AT_MODES, 8 - model.latent_dim))))
 
 
 def _grid_in_the_plane(model: NonlinearICA, x: Array) -> UniformGrid | None:

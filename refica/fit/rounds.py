@@ -1,8 +1,9 @@
-"""Several starts, then rounds on frozen nodes: what the deterministic methods share.
+"""Several starts, then rounds: what the deterministic methods share.
 
-In a round nodes are frozen, so that value and gradient belong to one smooth function; after it the model is
-evaluated again on nodes made for it, and the round counts only if that value has risen. Between rounds the
-fit is a plain value, `State`: a checkpoint holds one, and `Rounds.advance` goes on from it.
+In a round nodes are frozen, so that value and gradient belong to one smooth function (or follow the modes, in
+the opening); after it the model is evaluated again on nodes made for it, and the round counts only if that
+value has risen. Between rounds the fit is a plain value, `State`: a checkpoint holds one, and
+`Rounds.advance` goes on from it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from refica.fit import gauss_newton
 from refica.fit.problem import Problem, Round
 from refica.fit.starts import principal_start
 from refica.model import NonlinearICA
+from refica.piecewise import is_piecewise_affine
 
 __all__ = ["Inner", "Rounds", "State"]
 
@@ -26,13 +28,13 @@ OPENING_TRIAL, OPENING_STEPS = 40, 40
 
 Inner: TypeAlias = Callable[[Problem, NonlinearICA, int, int], Round]
 """From a problem, the model to start from, the number of steps done and how many more at most, to the round
-on nodes made for that model and frozen, judged on nodes made for its end."""
+from there, judged on nodes made for its end."""
 
 
 class State(NamedTuple):
     """What changes from round to round.
 
-    ``opening``, whether rounds are still Gauss-Newton's; ``best`` so far, and until one of them is dropped
+    ``opening``, whether the next round is Gauss-Newton's; ``best`` so far, and until one of them is dropped
     its ``rival``, the second best; ``tried``, how many starts had their trial; ``longest``, iterations of the
     next round; ``gain`` of the last round after trials and opening, None before the first.
     """
@@ -51,8 +53,8 @@ class Rounds:
 
     ``inner`` runs one round; ``trial_steps`` are the iterations that every start gets before all but the best
     are dropped, ``round_steps`` those on one set of frozen nodes, by latent dimension, 0 for any other. With
-    an ``opening`` the trials and the first rounds are Gauss-Newton's, where that suits, until one raises the
-    value by less than the tolerance.
+    an ``opening`` the first rounds are Gauss-Newton's, where that suits, until one raises the value by less
+    than the tolerance, trials included.
     """
 
     inner: Inner
@@ -104,14 +106,29 @@ class Rounds:
         """Run the trial of the next start: the model given, then ones from principal components."""
         start = problem.start
         if state.tried > 0:
-            start = principal_start(start.decoder, problem.x, rng, rotate=state.tried > 1)
-        steps = OPENING_TRIAL if state.opening else self.trial_steps
-        trial = self._inner(state)(problem, problem.admitted(start), 0, min(steps, problem.settings.max_iter))
+            start = principal_start(start.decoder, problem.x, rng, rotate=state.tried % 2 == 0)
+        trial = self._trial(problem, problem.admitted(start), state.opening)
         better = problem.watch.stopped or trial.value > state.best.value
         best, other = (trial, state.best) if better else (state.best, trial)
         if math.isfinite(other.value) and (state.rival is None or other.value > state.rival.value):
             state = state._replace(rival=other)
         return state._replace(best=best, tried=state.tried + 1)
+
+    def _trial(self, problem: Problem, start: NonlinearICA, opening: bool) -> Round:
+        """Return where a start leads: by Gauss-Newton steps in the opening, else by the method's own.
+
+        If the decoder has kinks by both: far from the data Gauss-Newton steps halt at them.
+        """
+        most = problem.settings.max_iter
+        if opening and not is_piecewise_affine(start.decoder):
+            return gauss_newton.run_round(problem, start, 0, min(OPENING_TRIAL, most))
+        trial = self.inner(problem, start, 0, min(self.trial_steps, most))
+        if not opening or problem.watch.stopped:
+            return trial
+        steps = min(OPENING_TRIAL, most - trial.done)
+        longer = gauss_newton.run_round(problem, trial.model, trial.done, steps)
+        counts = longer.value >= trial.value or problem.watch.stopped
+        return longer._replace(steps=trial.steps + longer.steps) if counts else trial
 
     def _decide(self, problem: Problem, state: State, rival: Round) -> State:
         """Give both a round and drop the one that is then behind: a trial may be too short for a good one."""
