@@ -117,6 +117,59 @@ def test_a_rough_answer_where_a_fine_one_is_not_affordable(monkeypatch):
     assert 1e-9 < abs(result.total - truth) <= result.error[0] <= 2.0 * panels.ROUGH
 
 
+def with_errors(monkeypatch, *errors):
+    """Let the rules of one pass after the other have these relative errors, of the last ones the last."""
+    refined, left = panels._refined, list(errors)
+
+    def worse(*arguments):
+        sums, e = refined(*arguments), left.pop(0) if len(left) > 1 else left[0]
+        return sums._replace(log_error=sums.log_integral + math.log(e))
+
+    monkeypatch.setattr(panels, "_refined", worse)
+
+
+def test_the_error_is_that_of_the_log(monkeypatch):
+    """An integral that is too large by e has a log that is too large by -log(1 - e); of one that may be all
+    wrong nothing can be said."""
+    model, x = ring(1e-2), np.array([[1.0]])
+    log_mass = log_mass_of(model, ring_log_p(1.0, 1e-2))
+    with_errors(monkeypatch, 0.5)
+    found = panels_for(model, lines_of(model), x, log_mass, VALUE)
+    assert math.isclose(found.error, math.log(2.0), rel_tol=1e-9)
+    with_errors(monkeypatch, 3.0)
+    assert panels_for(model, lines_of(model), x, log_mass, VALUE) is None
+
+
+def test_of_all_passes_the_best_is_kept(monkeypatch):
+    model, x = ring(1e-2), np.array([[1.0]])
+    with_errors(monkeypatch, 1e-3, 0.2)
+    found, _ = on_panels(model, x, log_mass_of(model, ring_log_p(1.0, 1e-2)), VALUE)
+    assert found.error <= 1e-3 + 2.0 * panels.PRUNED * panels.ROUGH
+
+
+def out_of_sight():
+    """An observation so many σ off the curve that rtol |log p| is 5e5, and log p is rounded to eights."""
+    decoder = ri.MLP((1, 3, 2))
+    model = ri.NonlinearICA(decoder, decoder.init(0), 1e-18)
+    return model, np.random.default_rng(0).standard_normal((1, 2))
+
+
+def test_a_tolerance_of_thousands_leaves_points():
+    """Points, not none, on which log p(x) is within certified bounds as wide as the tolerance."""
+    model, x = out_of_sight()
+    found = grid_for(model, lines_of(model), x, VALUE)
+    assert not found.converged.any()
+    assert found.tolerance[0] > 1e5
+    points, error = panels_for(model, lines_of(model), x, found.log_mass[0], found.tolerance[0])
+    assert len(points.log_weight)
+    assert error <= panels.ROUGH
+    bounds = ri.certified_bounds(model, x, found.tolerance[0])
+    result = ri.log_likelihood(model, x, Reference())
+    assert result.converged.all()
+    assert bounds.lower[0] <= result.total + result.error[0]
+    assert result.total - result.error[0] <= bounds.upper[0]
+
+
 def test_the_fewest_boxes_that_are_worst():
     boxes = Boxes(np.zeros(4, dtype=int), np.zeros((4, 1)), np.ones((4, 1)))
     errors = np.array([1e-3, 1e-9, 2e-2, 1e-4])

@@ -10,6 +10,7 @@ import pytest
 import refica as ri
 from refica import likelihood, marginal
 from refica.likelihood import Nodes
+from refica.reference import integrator as reference
 
 EXACT = 1e-13
 """The same sums in another order, relative to the largest score of the observation."""
@@ -168,6 +169,32 @@ def test_jacobians_too_large_for_memory_are_not_formed(name, monkeypatch):
     assert off(ri.scores(model, x, integrator), want) <= EXACT
 
 
+@pytest.mark.parametrize("name", ["Reference", "Reference in the plane"])
+def test_an_observation_of_reference_is_taken_on_its_own_points_some_at_a_time(name, monkeypatch):
+    """Packed with others it would take the memory of the largest for each."""
+    model, x, given = drawn(name)
+    want = ri.scores(model, x, given)
+    sizes, tiles = [], likelihood.tiles
+
+    def watched(decoder, theta, sigma2, x, nodes, *others):
+        sizes.append(nodes.z.shape[:-1])
+        return tiles(decoder, theta, sigma2, x, nodes, *others)
+
+    monkeypatch.setattr(likelihood, "tiles", watched)
+    monkeypatch.setattr(reference, "POINTS_AT_A_TIME", 50)
+    assert off(ri.scores(model, x, given), want) <= EXACT
+    assert len(sizes) > len(x)
+    assert all(len(size) == 1 and size[0] <= 50 for size in sizes)
+
+
+def test_grids_of_reference_are_made_for_some_observations_at_a_time(monkeypatch):
+    model, x, given = drawn("Reference")
+    made, grid_for = [], reference.grid_for
+    monkeypatch.setattr(reference, "grid_for", lambda *of: made.append(len(of[2])) or grid_for(*of))
+    ri.scores(model, x, given)
+    assert made == [len(x)]
+
+
 def halved(true):
     return lambda *arguments, **named: 0.5 * true(*arguments, **named)
 
@@ -190,6 +217,10 @@ def first_column_lost(true):
     return lambda *arguments: [(columns[1:], J_d[:, 1:]) for columns, J_d in true(*arguments)]
 
 
+def reversed_points(true):
+    return lambda self, model, x: reversed(list(true(self, model, x)))
+
+
 @pytest.mark.parametrize(
     ("name", "place", "attribute", "fault"),
     [
@@ -199,7 +230,8 @@ def first_column_lost(true):
         ("a grid", likelihood, "_slopes", first_column_lost),
         ("a grid", ri.MLP, "vjp", each_of_the_first),
         ("a polynomial", ri.Polynomial, "vjp", each_of_the_first),
-        ("Reference", likelihood, "FAINT", lambda true: 1e-9),
+        ("pieces in the plane", likelihood, "FAINT", lambda true: 1e-9),
+        ("Reference", ri.Reference, "_points", reversed_points),
     ],
 )
 def test_planted_faults_are_found(name, place, attribute, fault, monkeypatch):

@@ -22,6 +22,7 @@ from refica.likelihood import (
     evaluate,
     rounding_error,
     row_blocks,
+    scores_on,
 )
 from refica.model import NonlinearICA
 from refica.piecewise import ExactPiecewiseAffine
@@ -123,11 +124,7 @@ class Reference:
         exact = _exact_for(model)
         if exact is not None:
             return exact.nodes(model, x)
-        lines = _lines(model)
-        points: list[Nodes] = []
-        for rows in row_blocks(len(x), ROWS_AT_A_TIME[model.latent_dim]):
-            points += self._grid(model, lines, x[rows]).points
-        return _packed(points)
+        return _packed(list(self._points(model, x)))
 
     def evaluate(
         self, model: NonlinearICA, x: Array, gradient: bool, coefficient: Coefficient = np.ones_like
@@ -156,9 +153,33 @@ class Reference:
             log_p, error, problems, _combined([part.gradient for part in parts], np.ones(len(parts)))
         )
 
+    def scores(self, model: NonlinearICA, x: Array) -> Array:
+        """Return the gradient of each log p(x_i) in (θ, σ²), (N, p + 1), on its own points: packed like
+        `nodes`, an outlier's would be so many for all.
+
+        Raises
+        ------
+        ValueError
+            As `nodes`.
+        """
+        exact = _exact_for(model)
+        if exact is not None:
+            return scores_on(model.decoder, model.theta, model.sigma2, x, exact.nodes(model, x))
+        each = [
+            _on_many_points(model, x[i : i + 1], points, np.ones_like)[1]
+            for i, points in enumerate(self._points(model, x))
+        ]
+        return np.stack([np.append(gradient.theta, gradient.sigma2) for gradient in each if gradient])
+
     def nodes_per_observation(self, m: int) -> int:
         """Return about how many nodes each observation has of its own."""
         return TYPICAL_NODES.get(m, 1)
+
+    def _points(self, model: NonlinearICA, x: Array) -> Iterator[Nodes]:
+        """Yield the points of one observation after the other, from grids that are made some at a time."""
+        lines = _lines(model)
+        for rows in row_blocks(len(x), ROWS_AT_A_TIME[model.latent_dim]):
+            yield from self._grid(model, lines, x[rows]).points
 
     def _outcomes(self, model: NonlinearICA, x: Array) -> Iterator[_Outcome]:
         """Yield the grids of consecutive observations, and bounds where grids are of little use."""

@@ -68,7 +68,7 @@ MOST_CELLS = {1: 50_000, 2: 6_000_000, 3: 500_000}
 """Cells that are looked at in a pass, by m: 15 seconds. For m = 2 they follow ridges, which may be long."""
 
 MOST_POINTS = {1: 2**17, 2: 2**26, 3: 2**22}
-"""Points of the higher rule on all boxes, by m: half a minute, and 1.2 GB for those that count."""
+"""Points of the higher rule on all boxes, by m: for m = 2 half a minute, and 1.6 GB if all of them count."""
 
 MOST_ROUNDS = 60
 """Rounds of cutting: a kink at m = 1 is closed in to 2^-50 of a box."""
@@ -78,7 +78,7 @@ POINTS_AT_A_TIME = 2**15
 
 
 class Panels(NamedTuple):
-    """``points``: z (K, m) and log weights (K,); ``error``, relative, of the integral over them."""
+    """``points``: z (K, m) and log weights (K,), K >= 1; ``error``, that of the log of the integral."""
 
     points: Nodes
     error: float
@@ -150,14 +150,17 @@ class _Sums(NamedTuple):
 def panels_for(
     model: NonlinearICA, lines: Lines, x: Array, log_mass: float, tolerance: float
 ) -> Panels | None:
-    """Return panels for one observation x (1, n), or None if not even rough ones can be afforded.
+    """Return panels for one observation x (1, n), or None if not even rough ones can be afforded, or these
+    may be all wrong.
 
-    ``log_mass`` is about log ∫ exp(-F), which is wanted to a relative ``tolerance``.
+    ``log_mass`` is about log ∫ exp(-F), which is wanted to ``tolerance``, or to `ROUGH` if that is less. The
+    error of an integral to a relative e is -log(1 - e) of its log.
     """
     m = model.latent_dim
     upright = Lattices(np.zeros(1, dtype=int), np.zeros((1, m)), np.eye(m)[None], np.zeros((1, 0, m)))
     f, outlook = _Integrand(model, lines, x, upright), _Outlook(log_mass, FEW_DROPPED, 0.0)
-    wanted, best = max(ROUGH, tolerance), None
+    tolerance = min(tolerance, ROUGH)
+    wanted, best, error = ROUGH, None, math.inf
     for _ in range(MOST_PASSES):
         log_least = outlook.log_mass + math.log(PRUNED * wanted / outlook.dropped)
         least = np.array([log_least])
@@ -170,7 +173,8 @@ def panels_for(
         if sums is None:
             break
         pruned = math.exp(min(log_pruned - sums.log_total, HOPELESS))
-        best = sums, sums.error + pruned
+        if sums.error + pruned < error:
+            best, error = sums, sums.error + pruned
         if wanted == tolerance and pruned <= 2.0 * PRUNED * tolerance:
             break
         dropped = max(FEW_DROPPED, GROWTH * math.exp(log_pruned - log_least))
@@ -178,8 +182,9 @@ def panels_for(
         outlook, wanted = _Outlook(sums.log_total, dropped, ease), tolerance
     if best is None:
         return None
-    points, trimmed = _trimmed(f, best[0], PRUNED * tolerance)
-    return Panels(points, best[1] + trimmed)
+    points, trimmed = _trimmed(f, best, PRUNED * tolerance)
+    error += trimmed
+    return Panels(points, -math.log1p(-error)) if error < 1.0 else None
 
 
 def _refined(f: _Integrand, boxes: Boxes, outlook: _Outlook, tolerance: float) -> _Sums | None:
@@ -241,10 +246,10 @@ def _trimmed(f: _Integrand, sums: _Sums, part: float) -> tuple[Nodes, float]:
         for boxes in _parts(sums.boxes.at(sums.order + 1 == order), order):
             points = _points(boxes, order)
             log_terms = f.log_terms(points)
-            keep = np.flatnonzero(log_terms > small)
+            keep = np.flatnonzero(log_terms >= small)  # equal where rounding swallows log(part)
             new = slice(used, used + len(keep))
             z[new], log_weight[new], used = points.z[keep], points.log_weight[keep], new.stop
-            trimmed += float(np.exp(log_terms[log_terms <= small] - log_total).sum())
+            trimmed += float(np.exp(log_terms[log_terms < small] - log_total).sum())
     return Nodes(z[:used], log_weight[:used]), trimmed
 
 
