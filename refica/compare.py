@@ -10,9 +10,13 @@ stands what the VAE's bound says, and why it says less.
 from __future__ import annotations
 
 import math
+import operator
 import time
+import warnings
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,9 +33,9 @@ from refica.posterior import posterior
 from refica.recovery import Recovery, recovery
 from refica.uncertainty import StandardErrors, standard_errors
 from refica.vae import VAE, Gaps, elbo_quadrature, gaps
-from refica.validation import Array, check_choice, check_count, check_seed
+from refica.validation import Array, check_choice, check_count, check_seed, shown
 
-__all__ = ["Certainty", "Comparison", "Entry", "Score", "Settings", "Tightness", "compare"]
+__all__ = ["Certainty", "Comparison", "Entry", "Score", "Settings", "Tightness", "compare", "fold_count"]
 
 FOLDS = 10
 
@@ -58,6 +62,9 @@ a fraction of a second (for m = 2 up to half a minute, most of it log p at moved
 STREAMS = ("fit", "split", "generated", "centrality")
 OWN = 3
 """Second key of these streams, which those of examples do not have."""
+
+DATA_WARNINGS = r"x has (constant columns|\d+ duplicate rows)"
+"""What `check_training_data` warns of: said once, of all of the data, and not by each of the fits."""
 
 Progress = Callable[[str], None]
 
@@ -166,7 +173,12 @@ class Comparison:
         return float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d)))
 
 
-def compare(data: Dataset, settings: Settings, progress: Progress = lambda _: None) -> Comparison:
+def compare(
+    data: Dataset,
+    settings: Settings,
+    progress: Progress = lambda _: None,
+    executor: Executor | None = None,
+) -> Comparison:
     """Fit the three models and score them.
 
     Parameters
@@ -174,35 +186,28 @@ def compare(data: Dataset, settings: Settings, progress: Progress = lambda _: No
     data : Dataset
     settings : Settings
     progress : callable
-        Told in a sentence what is about to happen.
+        Told in a sentence what is about to happen or, in cross-validation, what is done.
+    executor : concurrent.futures.Executor, optional
+        Maps the fits of cross-validation, to all of the data and without each fold. But for the times, the
+        result does not depend on it.
 
     Raises
     ------
     TypeError, ValueError
         For bad settings, or data that cannot be fitted.
+    KeyboardInterrupt
+        At Ctrl-C, also where that ends a fit with the best model so far.
     """
-    check_count("latent_dim", settings.latent_dim)
-    check_count("hidden", settings.hidden)
-    check_choice("method", settings.method, METHODS)
-    if settings.max_iter is not None:
-        check_count("max_iter", settings.max_iter)
-    check_seed("seed", settings.seed)
+    _check(settings, executor)
     x = data.x
-    if data.held_out is not None:
-        entries = _fit_all(x, settings, progress)
-        entries = tuple(_scored(entry, x, data.held_out, progress) for entry in entries)
-        kind = f"on {len(data.held_out)} fresh observations"
-    elif len(x) <= SMALL:
-        entries = tuple(_scored(entry, x, None, progress) for entry in _fit_all(x, settings, progress))
-        entries, kind = (
-            _cross_validated(entries, x, settings, progress),
-            f"by {min(FOLDS, len(x))}-fold cross-validation",
-        )
-    else:
-        order = stream(settings.seed, "split").permutation(len(x))
-        test, train = x[np.sort(order[: len(x) // 5])], x[np.sort(order[len(x) // 5 :])]
-        entries = tuple(_scored(e, train, test, progress) for e in _fit_all(train, settings, progress))
-        kind = f"on a random fifth ({len(test)} of {len(x)} rows)"
+    check_training_data(x)
+    with warnings.catch_warnings():  # ends what `_fit_all` does to them
+        if folds := fold_count(data):
+            entries = _cross_validated(x, folds, settings, progress, executor)
+            kind = f"by {folds}-fold cross-validation"
+        else:
+            train, test, kind = _split(data, settings.seed)
+            entries = _fitted(train, test, settings, progress)
     entries = tuple(_doubted(entry, x, settings.seed, progress) for entry in entries)
     if data.truth is not None:
         truth = Entry("truth", data.truth, "", "the model that the data were drawn from")
@@ -212,13 +217,47 @@ def compare(data: Dataset, settings: Settings, progress: Progress = lambda _: No
     return Comparison(data, settings, entries, kind)
 
 
+def fold_count(data: Dataset) -> int:
+    """Return the number of folds of cross-validation; 0 where there is a held-out sample or one split."""
+    return min(FOLDS, len(data.x)) if data.held_out is None and len(data.x) <= SMALL else 0
+
+
 def stream(seed: int, use: str) -> np.random.Generator:
     """Return a generator for one use of a seed, independent of the other uses and of the data's own."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(use), OWN)))
 
 
+def _check(settings: Settings, executor: Executor | None) -> None:
+    check_count("latent_dim", settings.latent_dim)
+    check_count("hidden", settings.hidden)
+    check_choice("method", settings.method, METHODS)
+    if settings.max_iter is not None:
+        check_count("max_iter", settings.max_iter)
+    check_seed("seed", settings.seed)
+    if executor is not None and not callable(getattr(executor, "map", None)):
+        raise TypeError(f"executor must be a concurrent.futures.Executor, got {shown(executor)}")
+
+
+def _split(data: Dataset, seed: int) -> tuple[Array, Array, str]:
+    """Return the data to fit, those held out, and what these are: the sample's own, or a random fifth."""
+    x = data.x
+    if data.held_out is not None:
+        return x, data.held_out, f"on {len(data.held_out)} fresh observations"
+    test, train = np.split(stream(seed, "split").permutation(len(x)), [len(x) // 5])
+    kind = f"on a random fifth ({len(test)} of {len(x)} rows)"
+    return x[np.sort(train)], x[np.sort(test)], kind
+
+
+def _fitted(
+    train: Array, held_out: Array | None, settings: Settings, progress: Progress
+) -> tuple[Entry, ...]:
+    """Return the entries fitted to the training data, with their scores."""
+    return tuple(_scored(entry, train, held_out, progress) for entry in _fit_all(train, settings, progress))
+
+
 def _fit_all(x: Array, settings: Settings, progress: Progress) -> tuple[Entry, ...]:
     """Fit linear, direct MLE and VAE; the VAE's solution is one of the starts of direct MLE."""
+    warnings.filterwarnings("ignore", DATA_WARNINGS, UserWarning)  # here, for it may be another process
     check_training_data(x)
     rng = stream(settings.seed, "fit")
     decoder = MLP((settings.latent_dim, settings.hidden, x.shape[1]), settings.activation)
@@ -228,7 +267,7 @@ def _fit_all(x: Array, settings: Settings, progress: Progress) -> tuple[Entry, .
     progress("fitting the VAE")
     began = time.perf_counter()
     vae = initial_vae(start, x, settings.hidden, settings.activation, rng)
-    fitted_vae = fit_vae(vae, x, rng=rng)
+    fitted_vae = _to_its_end(fit_vae(vae, x, rng=rng))
     vae_seconds = time.perf_counter() - began
 
     progress("fitting by direct maximum likelihood")
@@ -244,9 +283,16 @@ def _fit_all(x: Array, settings: Settings, progress: Progress) -> tuple[Entry, .
     mle_seconds = time.perf_counter() - began
     return (
         linear,
-        _entry("direct MLE", fitted_mle, mle_seconds),
+        _entry("direct MLE", _to_its_end(fitted_mle), mle_seconds),
         _entry("VAE", fitted_vae, vae_seconds),
     )
+
+
+def _to_its_end(fit: Fit) -> Fit:
+    """Return a fit that Ctrl-C has not ended; one that it has ends the comparison."""
+    if fit.status == "interrupted":
+        raise KeyboardInterrupt(fit.message)
+    return fit
 
 
 def _entry(name: str, fit: Fit, seconds: float) -> Entry:
@@ -312,27 +358,44 @@ def _score(result: Likelihood) -> Score:
 
 
 def _cross_validated(
-    entries: tuple[Entry, ...], x: Array, settings: Settings, progress: Progress
+    x: Array, count: int, settings: Settings, progress: Progress, executor: Executor | None
 ) -> tuple[Entry, ...]:
-    """Return the entries with held-out scores from models fitted without the fold they are scored on."""
-    folds = np.array_split(stream(settings.seed, "split").permutation(len(x)), min(FOLDS, len(x)))
-    scores: dict[str, list[tuple[Array, Score]]] = {entry.name: [] for entry in entries}
-    for number, fold in enumerate(folds, start=1):
-        keep = np.setdiff1d(np.arange(len(x)), fold)
-        progress(f"fold {number} of {len(folds)}")
-        for entry in _fit_all(x[keep], settings, progress):
-            if entry.model is not None:
-                scores[entry.name].append((fold, _evaluate(entry.model, x[fold])))
+    """Return the entries fitted to all of x, with held-out scores from models fitted without the fold that
+    they are scored on."""
+    folds = np.array_split(stream(settings.seed, "split").permutation(len(x)), count)
+    jobs = [
+        partial(_fitted, x, None, settings, _silent),
+        *(partial(_fold, np.delete(x, fold, axis=0), x[fold], settings) for fold in folds),
+    ]
+    progress(f"fitting all of the data, and {count} folds")
+    fits = []
+    for number, fit in enumerate((map if executor is None else executor.map)(operator.call, jobs)):
+        progress(f"fold {number} of {count} fitted" if number else "all of the data fitted")
+        fits.append(fit)
     return tuple(
-        replace(entry, held_out=_joined(scores[entry.name], len(x))) if entry.model else entry
-        for entry in entries
+        replace(entry, held_out=_joined(folds, [part.held_out for part in parts])) if entry.model else entry
+        for entry, *parts in zip(*fits, strict=True)
     )
 
 
-def _joined(parts: list[tuple[Array, Score]], N: int) -> Score | None:
-    """Return one score from those of the folds, in the order of the data."""
-    if sum(len(fold) for fold, _ in parts) < N:
+def _fold(train: Array, held_out: Array, settings: Settings) -> tuple[Entry, ...]:
+    """Return the entries fitted without a fold, with their scores on it and nothing else that is large."""
+    return tuple(
+        replace(entry, fit=None, held_out=_evaluate(entry.model, held_out)) if entry.model else entry
+        for entry in _fit_all(train, settings, _silent)
+    )
+
+
+def _silent(words: str) -> None:
+    """Progress of a fit that may be one of several at a time, and in another process."""
+
+
+def _joined(folds: list[Array], scores: list[Score | None]) -> Score | None:
+    """Return one score from those of the folds, in the order of the data; None if there is none of some."""
+    parts = [(fold, score) for fold, score in zip(folds, scores, strict=True) if score is not None]
+    if len(parts) < len(folds):
         return None
+    N = sum(map(len, folds))
     values, error = np.empty(N), 0.0
     for fold, score in parts:
         values[fold] = score.per_observation

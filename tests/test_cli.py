@@ -27,7 +27,7 @@ def compared(x, shape, columns, settings):
     return compare_module.compare(data, settings, told.append), told
 
 
-def compare_once(data, settings, progress):
+def compare_once(data, settings, progress, executor):
     result, told = compared(data.x.tobytes(), data.x.shape, data.columns, settings)
     for words in told:
         progress(words)
@@ -143,7 +143,7 @@ def test_compare_writes_report_results_and_models(capsys, table, tmp_path, short
     assert main(arguments) == OK
     out, err = capsys.readouterr()
     assert "direct MLE" in out
-    assert "fitting the VAE" in err
+    assert "fold 2 of 2 fitted" in err
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "report.html",

@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import json
 import math
+import multiprocessing
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -177,6 +180,65 @@ def test_the_same_seed_gives_the_same_results(run, monkeypatch):
     assert first == second
 
 
+def begin_worker():
+    """Short fits in another process too, until that ends."""
+    shorten(pytest.MonkeyPatch())
+    module.GAP_ROWS = {1: 7}
+
+
+@pytest.mark.parametrize(
+    "executor",
+    [
+        lambda: ThreadPoolExecutor(2),
+        lambda: ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=begin_worker),
+    ],
+)
+def test_the_executor_does_not_matter(executor, run, monkeypatch):
+    monkeypatch.setattr(module, "GAP_ROWS", {1: 7})
+    told = []
+    with executor() as workers:
+        result = compare(PLANE, SMALL, told.append, workers)
+    for entry, expected in zip(result.entries, run.result.entries, strict=True):
+        for mine, other in ((entry.train, expected.train), (entry.held_out, expected.held_out)):
+            np.testing.assert_array_equal(mine.per_observation, other.per_observation)
+            assert mine[1:] == other[1:]
+        assert entry.model.theta.tobytes() == expected.model.theta.tobytes()
+        assert (entry.status, entry.message) == (expected.status, expected.message)
+    np.testing.assert_array_equal(
+        result.entries[-1].tightness.ledger.elbo, run.result.entries[-1].tightness.ledger.elbo
+    )
+    assert told == run.told
+
+
+def test_an_executor_must_be_one():
+    with pytest.raises(TypeError, match=r"executor must be a concurrent\.futures\.Executor, got 2"):
+        compare(PLANE, SMALL, executor=2)
+
+
+def test_a_warning_of_the_data_is_said_once(monkeypatch):
+    monkeypatch.setattr(module, "_scored", lambda entry, *_: entry)
+    monkeypatch.setattr(module, "_evaluate", lambda model, x: Score(np.zeros(len(x)), 0.0, len(x), ""))
+    before = list(warnings.filters)
+    with pytest.warns(UserWarning, match="duplicate rows") as said:
+        compare(dataclasses.replace(PLANE, x=np.vstack([PLANE.x[:20], PLANE.x[:1]])), SMALL)
+    assert [str(each.message)[:28] for each in said] == ["x has 1 duplicate rows of 21"]
+    assert warnings.filters == before
+
+
+@pytest.mark.parametrize("name", ["fit_vae", "fit_mle"])
+def test_ctrl_c_in_a_fit_ends_the_comparison(name, monkeypatch):
+    """A fit returns its best model so far: no other fit may begin then."""
+    told = []
+
+    def interrupt(step):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, name, functools.partial(getattr(module, name), callback=interrupt))
+    with pytest.raises(KeyboardInterrupt, match="interrupted by Ctrl-C"):
+        compare(PLANE, SMALL, told.append)
+    assert told == ["fitting all of the data, and 3 folds"]
+
+
 def test_the_results_are_plain_json_and_name_every_number(run):
     plain = to_dict(run.result)
     entry = plain["entries"][0]
@@ -223,8 +285,14 @@ def test_streams_of_one_seed_are_independent():
 
 
 def test_progress_is_told(run):
-    assert run.told[0] == "fitting the VAE"
-    assert any(words.startswith("fold 3") for words in run.told)
+    assert run.told == [
+        "fitting all of the data, and 3 folds",
+        "all of the data fitted",
+        *(f"fold {number} of 3 fitted" for number in (1, 2, 3)),
+    ]
+    told = []
+    compare(dataclasses.replace(PLANE, held_out=PLANE.x[:5]), SMALL, told.append)
+    assert told[:2] == ["fitting the VAE", "fitting by direct maximum likelihood"]
 
 
 def test_iris_is_the_four_measurements():

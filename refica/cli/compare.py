@@ -8,7 +8,8 @@ from typing import Any
 
 from refica.cli.console import NOT_CONVERGED, OK, say
 from refica.cli.options import add_command, add_data_options, add_fit_options, dataset
-from refica.compare import Comparison, Settings, compare
+from refica.cli.workers import prompt_ctrl_c, workers
+from refica.compare import Comparison, Settings, compare, fold_count
 from refica.compare_report import as_text, page, to_dict
 from refica.files import prepare_folder, to_json, write_json, write_text_atomically
 from refica.model_files import save_model
@@ -47,7 +48,8 @@ def _run(options: argparse.Namespace) -> int:
         options.seed or 0,
         max_iter=options.max_iter,
     )
-    result = compare(data, settings, say)
+    with prompt_ctrl_c(), workers(fold_count(data) + 1) as executor:
+        result = compare(data, settings, say, executor)
     _write_comparison(result, folder)
     print(to_json(to_dict(result), non_finite="null") if options.json else as_text(result))
     say(f"wrote {folder / 'report.html'}, results.json and the models")
