@@ -255,7 +255,7 @@ def _fitted(
     return tuple(_scored(entry, train, held_out, progress) for entry in _fit_all(train, settings, progress))
 
 
-def _fit_all(x: Array, settings: Settings, progress: Progress) -> tuple[Entry, ...]:
+def _fit_all(x: Array, settings: Settings, progress: Progress, evaluate: bool = True) -> tuple[Entry, ...]:
     """Fit linear, direct MLE and VAE; the VAE's solution is one of the starts of direct MLE."""
     warnings.filterwarnings("ignore", DATA_WARNINGS, UserWarning)  # here, for it may be another process
     check_training_data(x)
@@ -267,7 +267,7 @@ def _fit_all(x: Array, settings: Settings, progress: Progress) -> tuple[Entry, .
     progress("fitting the VAE")
     began = time.perf_counter()
     vae = initial_vae(start, x, settings.hidden, settings.activation, rng)
-    fitted_vae = _to_its_end(fit_vae(vae, x, rng=rng))
+    fitted_vae = _to_its_end(fit_vae(vae, x, rng=rng, evaluate=evaluate))
     vae_seconds = time.perf_counter() - began
 
     progress("fitting by direct maximum likelihood")
@@ -279,6 +279,7 @@ def _fit_all(x: Array, settings: Settings, progress: Progress) -> tuple[Entry, .
         n_starts=settings.n_starts,
         max_iter=settings.max_iter,
         rng=rng,
+        evaluate=evaluate,
     )
     mle_seconds = time.perf_counter() - began
     return (
@@ -382,7 +383,7 @@ def _fold(train: Array, held_out: Array, settings: Settings) -> tuple[Entry, ...
     """Return the entries fitted without a fold, with their scores on it and nothing else that is large."""
     return tuple(
         replace(entry, fit=None, held_out=_evaluate(entry.model, held_out)) if entry.model else entry
-        for entry in _fit_all(train, settings, _silent)
+        for entry in _fit_all(train, settings, _silent, evaluate=False)
     )
 
 

@@ -62,7 +62,7 @@ HALVING = {1: 1e-7, 2: 1e-3}
 FEW = 50
 """Observations up to which `Reference` is as fast as a grid for m = 2."""
 
-AFFORDABLE = {1: math.inf, 2: 500, 3: 5}
+AFFORDABLE = {1: math.inf, 2: 1000, 3: 5}
 """Observations up to which `Reference` is chosen, by m: some ten seconds for typical models."""
 
 PLANE = 200
@@ -206,7 +206,7 @@ def choose_integrator(model: NonlinearICA, x: Array) -> tuple[Integrator, str]:
             return Quadrature(grid), f"{dimensions}: a grid that resolves sigma"
     if suits and AFFORDABLE.get(m, 0) >= N:
         return Reference(), f"{dimensions}: the reference can be afforded"
-    order = max(3, 9 - m)
+    order = 9 if m <= 2 else max(3, 9 - m)
     return Quadrature(gauss_hermite(order), proposal="modes"), f"{dimensions}: nodes at the posterior modes"
 
 

@@ -46,7 +46,9 @@ def test_at_least_one_processor_is_usable():
 
 def test_a_worker_that_dies_is_an_error_in_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_usable_cpus", lambda: 2)
-    monkeypatch.setattr(compare_command, "compare", lambda *arguments: arguments[-1].submit(os._exit, 1).result())
+    monkeypatch.setattr(
+        compare_command, "compare", lambda *arguments: arguments[-1].submit(os._exit, 1).result()
+    )
     assert main(["compare", "--data", "iris", "--out", str(tmp_path / "out")]) == BAD_DATA
     err = capsys.readouterr().err
     assert "a process that did part of the work was killed" in err

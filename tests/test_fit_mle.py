@@ -222,3 +222,18 @@ def test_a_round_that_the_limit_cut_short_is_no_sign_of_convergence():
         assert fit.status == "iteration limit"
         assert fit.history[-1].iteration == limit
     assert len(repr(fit)) < 2000
+
+
+@pytest.mark.parametrize("method", ["l-bfgs", "adam"])
+def test_a_fit_that_is_not_evaluated_is_the_same_fit(method):
+    """Its value is the optimiser's, near the other one and without an error."""
+    truth, x = curve(100)
+    quick, full = (
+        ri.fit_mle(truth, x, method=method, n_starts=1, max_iter=400, evaluate=evaluate)
+        for evaluate in (False, True)
+    )
+    assert quick.model.theta.tobytes() == full.model.theta.tobytes()
+    assert (quick.status, quick.message) == (full.status, full.message)
+    assert np.isnan(quick.log_likelihood.error).all()
+    assert not quick.log_likelihood.converged.any()
+    assert quick.log_likelihood.total == pytest.approx(full.log_likelihood.total, abs=1e-3 * len(x))

@@ -313,6 +313,16 @@ def test_data_are_never_written_to(affine_data):
     assert np.array_equal(writeable, affine_data)
 
 
+def test_a_fit_that_is_not_evaluated_is_the_same_fit(curved_data, affine_data):
+    """Its likelihood is on nodes that give no error; an affine decoder's is exact either way."""
+    for sizes, x, exact in (((1, 4, 2), curved_data[1], False), ((1, 2), affine_data, True)):
+        vae = start(MLP(sizes), x)
+        quick, full = (fit_vae(vae, x, max_iter=500, evaluate=evaluate) for evaluate in (False, True))
+        assert quick.model.theta.tobytes() == full.model.theta.tobytes()
+        assert quick.log_likelihood.total == pytest.approx(full.log_likelihood.total, abs=1e-3 * len(x))
+        assert np.isnan(quick.log_likelihood.error).all() != exact
+
+
 def test_every_observation_is_seen_once_a_pass():
     batches = schedules.batches(1050, 100, np.random.default_rng(0))
     sizes, rows = [], []

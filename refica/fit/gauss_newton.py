@@ -84,10 +84,10 @@ def run_round(problem: Problem, start: NonlinearICA, done: int, steps: int) -> R
     B, damping = information(problem, here.model, here.modes), FIRST
     while len(history) < steps and damping < MOST:
         step = linalg.solve(B + damping * np.eye(len(B)), here.gradient, assume_a="pos")
-        log_sigma2 = problem.coordinates.to(here.model)[-1]
-        step[-1] = max(np.clip(step[-1], -LONGEST, LONGEST), math.log(problem.floor) - log_sigma2)
+        u = problem.coordinates.to(here.model)
+        step[-1] = np.clip(step[-1], problem.lowest(u[-1], here.gradient[-1], LONGEST) - u[-1], LONGEST)
         promised = float(here.gradient @ step - 0.5 * step @ B @ step)
-        model = problem.coordinates.model_at(problem.coordinates.to(here.model) + step)
+        model = problem.coordinates.model_at(u + step)
         there = _expand(problem, model, follow(here.modes, model, problem.x))
         gain = there.value - here.value
         if not gain > SUFFICIENT * max(promised, 0.0):  # True for nan
@@ -134,8 +134,8 @@ def information(problem: Problem, model: NonlinearICA, modes: FollowedModes) -> 
     for rows in row_blocks(len(z), max(1, SLOPES // (n * p))):
         G, J = latent_slopes(model, z[rows]), parameter_slopes(model, z[rows]) * units
         C = regular(G @ np.swapaxes(G, 1, 2) + model.sigma2 * np.eye(n))
-        whitened = np.linalg.solve(np.linalg.cholesky(C), J) * np.sqrt(share[rows])[:, None, None]
-        whitened = whitened.reshape(-1, p)
+        root = np.sqrt(share[rows])[:, None, None] * np.linalg.inv(np.linalg.cholesky(C))
+        whitened = (root @ J).reshape(-1, p)
         B[:-1, :-1] += whitened.T @ whitened
         noise = model.sigma2 * np.linalg.inv(C)
         B[-1, -1] += 0.5 * float(share[rows] @ np.einsum("rij,rij->r", noise, noise))

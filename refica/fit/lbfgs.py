@@ -47,7 +47,7 @@ def _run_round(problem: Problem, start: NonlinearICA, done: int, steps: int) -> 
             raise StopIteration
 
     u = coordinates.to(start)
-    least = max(math.log(problem.floor), u[-1] - math.log(SHRINKING))
+    least = problem.lowest(u[-1], -loss(u)[1][-1], math.log(SHRINKING))
     most = max(math.log(WIDEST * float(problem.x.var(axis=0).mean())), u[-1])
     found = optimize.minimize(
         loss,

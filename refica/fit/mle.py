@@ -98,6 +98,7 @@ def fit_mle(
     learning_rate: float = 0.01,
     schedule: str = "plateau",
     fresh_nodes: int | None = None,
+    evaluate: bool = True,
 ) -> Fit:
     """Maximise Σ_i log p(x_i), or the documents' Σ_i p(x_i), over (θ, σ²).
 
@@ -118,7 +119,8 @@ def fit_mle(
         "log-likelihood", or "density-sum": E(4) as it is written, which has no maximum where σ² is free. It
         is worked with, and reported in the history, as the log of the mean density.
     n_starts : int
-        Starts >= 1: the model given, then ones from principal components (`principal_start`). Each is
+        Starts >= 1: the model given, then ones from principal components and, every second one, random
+        features of more of them (`refica.fit.starts`). Each is
         tried for a few iterations (the stochastic methods: evaluated) and the best one is run to the end.
     max_iter : int, optional
         Iterations of the run to the end, trial included; 2000, or 20 000 of the stochastic methods.
@@ -155,6 +157,9 @@ def fit_mle(
     fresh_nodes : int, optional
         Draws >= 2 from the prior in each of their steps, in place of ``integrator``'s nodes, frozen in each
         round: unbiased for "density-sum", biased for "log-likelihood" (`refica.fit.stochastic`).
+    evaluate : bool
+        Whether another integrator evaluates the result, and has a say in the status. False, where only the
+        model is wanted, saves seconds: ``log_likelihood`` then is on the optimiser's nodes, without an error.
 
     Returns
     -------
@@ -192,11 +197,15 @@ def fit_mle(
             "its nodes frozen within a round; give an integrator instead"
         )
     problem = Problem(model, x, integrator, settings, Watch(callback, verbose), executor)
-    return _run(problem, check_generator(rng), checkpoint, resume)
+    return _run(problem, check_generator(rng), checkpoint, resume, evaluate)
 
 
 def _run(
-    problem: Problem, rng: np.random.Generator, checkpoint: PathLike | None, resume: PathLike | None
+    problem: Problem,
+    rng: np.random.Generator,
+    checkpoint: PathLike | None,
+    resume: PathLike | None,
+    evaluate: bool,
 ) -> Fit:
     """Run the method from its first state, or from a checkpoint, to its end."""
     method = METHODS[problem.settings.method]
@@ -212,7 +221,7 @@ def _run(
     )
     if status is None:
         return _interrupted(problem, state.best, keeper)
-    return _finish(problem, state.best, status)
+    return (_finish if evaluate else _as_it_is)(problem, state.best, status)
 
 
 def _noise(model: NonlinearICA, x: Array) -> float:
@@ -251,6 +260,13 @@ def _finish(problem: Problem, best: Round, status: str) -> Fit:
     return Fit(
         best.model, result, best.steps, status, _sentence(problem, best.model, status, difference, result)
     )
+
+
+def _as_it_is(problem: Problem, best: Round, status: str) -> Fit:
+    """Take the optimiser's value and status."""
+    result = problem.evaluate(best.model, problem.nodes_for(best.model), gradient=False)
+    words = _sentence(problem, best.model, status, math.nan, result)
+    return Fit(best.model, result, best.steps, status, words)
 
 
 def _allowed(problem: Problem) -> float:

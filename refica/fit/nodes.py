@@ -13,7 +13,8 @@ import math
 
 import numpy as np
 
-from refica.grids import grid_that_resolves, halving_error, radius_for
+from refica.grids import grid_that_resolves
+from refica.likelihood import log_marginal
 from refica.model import NonlinearICA
 from refica.neighbourhoods import Neighbourhoods, around_modes, near
 from refica.quadrature import Quadrature
@@ -22,31 +23,38 @@ from refica.validation import Array
 
 __all__ = ["nodes_for_round"]
 
-DEPTH = 20.0
-"""Nats below an observation's largest contribution at which its neighbourhood ends. What is left out was 1e-9
+DEPTH = 16.0
+"""Nats below an observation's largest contribution at which its neighbourhood ends. What is left out was 1e-7
 of that node by node, and what moves in makes the value too low, not too high."""
 
 WORST_HALVING = 0.03
 """For m = 1, halving error (nats) of a grid for the worst observation: about 1e-3 in truth."""
 
-MEAN_HALVING = 0.15
-"""For m = 2 the mean over observations: 1e-4 to 1e-2 in truth."""
+MEAN_DIFFERENCE = 5e-3
+"""For m = 2 the mean difference (nats) of a grid from a shifted and turned copy: about twice its error."""
 
-MOST_NODES = {1: 2**14, 2: 160**2}
+HOPELESS = 0.5
+"""Mean difference that a grid with less than twice the points per axis will not bring down to that."""
+
+MOST_NODES = {1: 2**14, 2: 300**2}
 """Largest grid, by m."""
 
 COARSEST, FINER = 24, 1.35
 """Points per axis of the first grid that is tried for m = 2, and the factor to the next one."""
 
-WIDEST = 8.0
-"""Radius of a grid for m = 2 beyond which outliers must do with what is inside."""
+LATTICE, WIDEST = 97, 8.0
+"""Points per axis, and radius, of the lattice on which is seen how far posteriors reach for m = 2: outliers
+beyond must do with what is inside."""
 
-SUBSET = 128
-"""Observations on which halving errors are measured."""
+NEGLIGIBLE = 8.0
+"""Nats below an observation's largest contribution there that need not be reached."""
 
-AT_MODES, LEAST = 5, 2
-"""Order of Gauss-Hermite at the modes for few latent dimensions, and for many. In between it is one less than
-that which `integrator=None` takes, so that the value at the end comes from other nodes."""
+SUBSET = 64
+"""Observations on which errors are measured for m = 2."""
+
+ORDER = {1: 7, 2: 7, 3: 5, 4: 4, 5: 3}
+"""Of Gauss-Hermite at the modes, by m; 2 for more. Less than that which `integrator=None` takes, so that the
+value at the end comes from other nodes."""
 
 
 def nodes_for_round(model: NonlinearICA, x: Array) -> Neighbourhoods:
@@ -58,21 +66,34 @@ def nodes_for_round(model: NonlinearICA, x: Array) -> Neighbourhoods:
         grid = _grid_in_the_plane(model, x)
     if grid is not None:
         return near(model, x, Quadrature(grid).nodes(model, x), DEPTH)
-    return around_modes(model, x, gauss_hermite(max(LEAST, min(AT_MODES, 8 - model.latent_dim))))
+    return around_modes(model, x, gauss_hermite(ORDER.get(model.latent_dim, 2)))
 
 
 def _grid_in_the_plane(model: NonlinearICA, x: Array) -> UniformGrid | None:
-    """Return the coarsest grid whose mean halving error on (a subset of) x is below `MEAN_HALVING`.
+    """Return the coarsest grid that agrees, in the mean over (a subset of) x, with a copy of itself.
 
     From coarse to fine, not from the steepest slope anywhere: that may be where no observation is.
     """
     some = x[np.linspace(0, len(x) - 1, min(SUBSET, len(x))).astype(int)]
-    limit = math.isqrt(MOST_NODES[2])
-    radius = min(radius_for(model, some, limit, MEAN_HALVING), WIDEST)
-    points = COARSEST
+    radius = _reach(model, x)
+    points, limit = COARSEST, math.isqrt(MOST_NODES[2])
     while points <= limit:
         grid = uniform_grid(points | 1, radius)
-        if halving_error(model, some, grid).mean() <= MEAN_HALVING:
+        difference = np.abs(_log_p(model, some, grid) - _log_p(model, some, grid.another(1))).mean()
+        if difference <= MEAN_DIFFERENCE:
             return grid
+        if difference > HOPELESS and points > limit // 2:
+            break
         points = math.ceil(FINER * points)
     return None
+
+
+def _reach(model: NonlinearICA, x: Array) -> float:
+    """How far from the origin, along an axis, posteriors reach that are looked at on a coarse lattice."""
+    lattice = uniform_grid(LATTICE, WIDEST)
+    seen = near(model, x, Quadrature(lattice).nodes(model, x), NEGLIGIBLE)
+    return float(np.abs(seen.z).max()) + lattice.step
+
+
+def _log_p(model: NonlinearICA, x: Array, grid: UniformGrid) -> Array:
+    return log_marginal(model.decoder, model.theta, model.sigma2, x, Quadrature(grid).nodes(model, x))

@@ -38,6 +38,9 @@ S = TypeVar("S")
 COLLAPSED = 1.01
 """σ² below this times its floor is at the floor."""
 
+WORTH = 4.0
+"""Times the tolerance that less noise must promise where n <= m: with the default one (p + 1)/10N, about five
+nats in all for fifty parameters, three standard errors of one."""
 
 OBJECTIVES = ("log-likelihood", "density-sum")
 
@@ -137,6 +140,19 @@ class Problem:
     def has_collapsed(self, model: NonlinearICA) -> bool:
         """Whether a free σ² is at its floor."""
         return not self.settings.fixed_sigma2 and model.sigma2 <= COLLAPSED * self.floor
+
+    def lowest(self, log_sigma2: float, slope: float, most: float) -> float:
+        """The least log σ² in the next step or round, which may lower it by ``most``; ``slope``, the mean
+        objective's in log σ².
+
+        With n <= m latents can tell the data all but exactly: the likelihood hardly depends on σ², and what
+        it gains as σ² falls to nothing is noise, for which far observations pay. There σ² falls only while a
+        quarter of it promises `WORTH` times the fit's tolerance.
+        """
+        flat = self.x.shape[1] <= self.start.latent_dim and self.settings.objective == "log-likelihood"
+        if flat and -slope * math.log(4.0) <= WORTH * self.settings.tol:
+            return log_sigma2
+        return max(log_sigma2 - most, math.log(self.floor))
 
     def evaluate(self, model: NonlinearICA, integrator: Integrator | None, gradient: bool) -> Likelihood:
         """Return the log-likelihood of the data."""

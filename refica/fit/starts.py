@@ -3,13 +3,18 @@
 Probabilistic PCA gives each observation a latent position; regressing the observations on these
 positions gives a decoder that already runs through the data, and its mean squared residual a noise
 variance that is too large rather than too small: the fit then anneals σ² from above.
+
+Where the data are bent, the components with the most variance need not be those that tell where on the
+surface an observation lies. Another start looks among mixtures of more of them for positions from which a
+regression on random features (Rahimi and Recht 2008) finds the data best.
 """
 
-# notation: N observations, n data, m latent, p parameters
+# notation: N observations, n data, m latent, p parameters, K random features
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from scipy import optimize
@@ -37,6 +42,26 @@ RIDGE = 1e-4
 variance: it only keeps parameters of no use from running away."""
 
 REGRESSION_STEPS = 200
+
+LEAST_NOISE = 0.02
+"""Least σ² of a start, as a share of the data's mean variance: with n <= m latents can tell the data exactly,
+and a residual of zero is no noise variance to anneal from."""
+
+CANDIDATES = 100
+"""Mixtures of components that are looked at, of m + 1 and m + 2 of them in turn."""
+
+BEST, STEPS = 8, (0.5, 0.02, 40)
+"""How many of them are improved, by moves of these lengths, first and last, and their number."""
+
+FEATURES, STEEPNESS = 60, 1.5
+"""Random features tanh(aᵀz + b), a ~ N(0, STEEPNESS² I), b ~ N(0, 1), of z with unit variance; fewer where
+there are less than ten observations for each."""
+
+SMOOTHING = 1e-6
+"""Weight of squared coefficients in that regression, against a mean squared residual."""
+
+LOOKED_AT = 2000
+"""Observations, evenly spread, that they are fitted to."""
 
 
 def check_training_data(x: Array) -> None:
@@ -108,8 +133,9 @@ def principal_start(decoder: Decoder, x: Array, rng: np.random.Generator, *, rot
     rng : numpy.random.Generator
         For the decoder's initial parameters and the rotation.
     rotate : bool
-        Whether to turn the components by a random rotation that mixes in one more component where there
-        is one: a start that differs from the others in more than the seed.
+        Whether to mix in more components, by that of `CANDIDATES` random rotations from which random
+        features find x best (any rotation, where there are no more): a start that differs from the others in
+        more than the seed.
     """
     z = _whitened_components(x, decoder.latent_dim, rng, rotate=rotate)
     mean, sd = standardisation(x)
@@ -130,7 +156,8 @@ def principal_start(decoder: Decoder, x: Array, rng: np.random.Generator, *, rot
     )
     theta = shift + units * found.x
     residual = decode(decoder, theta, z) - x
-    return NonlinearICA(decoder, theta, max(float((residual**2).mean()), sigma2_floor(x)))
+    least = LEAST_NOISE * float(x.var(axis=0).mean())
+    return NonlinearICA(decoder, theta, max(float((residual**2).mean()), least))
 
 
 def _whitened_components(x: Array, m: int, rng: np.random.Generator, *, rotate: bool) -> Array:
@@ -140,8 +167,46 @@ def _whitened_components(x: Array, m: int, rng: np.random.Generator, *, rotate: 
     rank = int((singular > singular[0] * 1e-10).sum())
     components = U[:, :rank] * np.sqrt(len(x))
     if rotate:
-        wide = min(m + 1, rank)
-        Q, _ = np.linalg.qr(rng.standard_normal((wide, wide)))
-        components = components[:, :wide] @ Q
+        components = _mixed(components, centred, m, rng)
     missing = max(m - components.shape[1], 0)
     return np.hstack([components[:, :m], rng.standard_normal((len(x), missing))])
+
+
+def _mixed(components: Array, x: Array, m: int, rng: np.random.Generator) -> Array:
+    """Return rotated components (N, m), or all (N, rank) if there are fewer, which tell x (N, n) best."""
+    N, rank = components.shape
+    if rank <= m:
+        return components @ _columns(rank, rank, rank, rng)
+    some = np.linspace(0, N - 1, min(N, LOOKED_AT)).astype(int)
+    K = min(FEATURES, len(some) // 10)
+    A, b = STEEPNESS * rng.standard_normal((m, K)), rng.standard_normal(K)
+    widest = min(m + 2, rank)
+    mixtures = [_columns(m, min(m + 1 + number % 2, rank), widest, rng) for number in range(CANDIDATES)]
+
+    def untold(Q: Array) -> float:
+        """The sum of squares that the regression leaves, but for that of x."""
+        z = components[some, :widest] @ Q
+        features = np.column_stack([np.ones(len(z)), z, np.tanh(z @ A + b)])
+        normal = features.T @ features + SMOOTHING * len(z) * np.eye(1 + m + K)
+        told = features.T @ x[some]
+        return -float(np.sum(told * np.linalg.solve(normal, told)))
+
+    best = min((_improved(Q, untold, rng) for Q in sorted(mixtures, key=untold)[:BEST]), key=untold)
+    return np.asarray(components[:, :widest] @ best)
+
+
+def _improved(Q: Array, loss: Callable[[Array], float], rng: np.random.Generator) -> Array:
+    """Return orthonormal columns like Q with less loss, after small random moves."""
+    least = loss(Q)
+    for step in np.geomspace(*STEPS):
+        nearby, _ = np.linalg.qr(Q + step * rng.standard_normal(Q.shape))
+        if (there := loss(nearby)) < least:
+            Q, least = nearby, there
+    return Q
+
+
+def _columns(m: int, wide: int, widest: int, rng: np.random.Generator) -> Array:
+    """Return random orthonormal columns (widest, m) that are 0 below the row ``wide``."""
+    Q = np.zeros((widest, m))
+    Q[:wide] = np.linalg.qr(rng.standard_normal((wide, m)))[0]
+    return Q
