@@ -28,7 +28,7 @@ def verdict(**changes):
 def test_a_good_fit_holds_all():
     found = verdict()
     assert found["held_out_within"]
-    counts = ("train_at_least_truth", "train_at_least_vae", "sigma2_within_3_se", "equals_reference")
+    counts = ("train_at_least_truth", "train_at_least_vae", "sigma2_within_3_se", "equals_another")
     assert [found[name] for name in counts] == [1, 1, 1, 1]
 
 
@@ -39,7 +39,7 @@ def test_a_good_fit_holds_all():
         ({"train": -1.51}, "train_at_least_truth"),
         ({"train": -1.495}, "train_at_least_vae"),
         ({"sigma2": 0.012}, "sigma2_within_3_se"),  # log 1.2 = .18
-        ({"off": 1e-3}, "equals_reference"),
+        ({"off": 1e-3}, "equals_another"),
     ],
 )
 def test_each_verdict_can_fail(changes, name):
