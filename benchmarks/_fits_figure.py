@@ -16,7 +16,7 @@ SHOWN = {"VAE": ("#D55E00", "s", 0.2), "l-bfgs": (BLUE, "o", -0.2)}
 
 def draw(rows: list[dict[str, Any]], gap: float, N: int) -> Any:
     """Return the figure: a dot for each seed, a bar at their median, the band that is allowed."""
-    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    settings = list(dict.fromkeys(row["setting"] for row in rows if row["row"] in SHOWN))
     figure = new_figure(8.0, 1.0 + 0.42 * len(settings))
     ax = figure.subplots()
     for place, setting in enumerate(settings):

@@ -50,7 +50,7 @@ HELD_OUT = {1: 10_000, 2: 500, 3: 100}
 
 CHECKED = {1: 50, 2: 20, 3: 4}
 """Training observations, by m, on which another integrator is compared with the reported log-likelihood:
-`Reference`, and where that has been reported (m = 2) Gauss-Hermite of high order at the modes."""
+`Reference`, and where that, or a grid, has been reported (m = 2) Gauss-Hermite of high order at the modes."""
 
 RECOVERED = {1: 1000, 2: 500, 3: 500}
 """Training observations, by m, whose latents are compared."""
@@ -321,7 +321,7 @@ def verdicts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             continue
         of = {name: [by.get((setting, fit["seed"], name)) for fit in fits] for name in ("truth", "VAE")}
         spare = [fit["to_truth"] + GAP + fit["p"] / (2 * N) + 2 * fit["to_truth_se"] for fit in fits]
-        pulls = [abs(math.log(f["sigma2"] / SIGMA2)) / (f["log_sigma2_se"] or math.inf) for f in fits]
+        pulls = [abs(math.log(f["sigma2"] / SIGMA2)) / (f["log_sigma2_se"] or math.nan) for f in fits]
         result[setting] = {
             "seeds": len(fits),
             "held_out_within": statistics.median(spare) >= 0.0,

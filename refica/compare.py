@@ -37,7 +37,8 @@ from refica.validation import Array, check_choice, check_count, check_seed, show
 
 __all__ = ["Certainty", "Comparison", "Entry", "Score", "Settings", "Tightness", "compare", "fold_count"]
 
-FOLDS = 10
+FOLDS, FEWEST = 10, 3
+"""Folds, at most one for each observation; and observations, so that two are left to fit."""
 
 SMALL = 1000
 """Data without a held-out sample: 10-fold cross-validation up to this many rows, one split above."""
@@ -128,9 +129,10 @@ class Certainty(NamedTuple):
 class Entry:
     """One row: a model with its scores; ``model`` is None where it is not defined.
 
-    ``fit`` holds history and VAE where there are any; ``seconds`` is the time of the fit to all the
-    training data; ``recovery`` compares posterior means with the true latents; ``tightness`` is there for a
-    VAE; ``certainty`` for direct MLE, where scores are affordable.
+    ``fit`` holds history and VAE where there are any; ``seconds`` is the (wall) time of the fit to all the
+    training data, with folds beside it where there are processes for them; ``recovery`` compares posterior
+    means with the true latents; ``tightness`` is there for a VAE; ``certainty`` for direct MLE, where scores
+    are affordable.
     """
 
     name: str
@@ -201,6 +203,8 @@ def compare(
     _check(settings, executor)
     x = data.x
     check_training_data(x)
+    if fold_count(data) and len(x) < FEWEST:
+        raise ValueError(f"cross-validation needs at least {FEWEST} observations, got {len(x)}")
     with warnings.catch_warnings():  # ends what `_fit_all` does to them
         if folds := fold_count(data):
             entries = _cross_validated(x, folds, settings, progress, executor)

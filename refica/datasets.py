@@ -42,7 +42,7 @@ class Dataset:
 
 
 def from_example(name: str = DEFAULT, seed: int | None = None) -> Dataset:
-    """Return a named example's sample and an independent one to evaluate on, of `held_out`'s size.
+    """Return a named example's sample and an independent one of 10 000 observations (1000 for m > 1).
 
     Parameters
     ----------

@@ -157,7 +157,7 @@ def example(name: str = DEFAULT) -> Example:
 def held_out(setting: Example, size: int | None = None) -> tuple[Array, Array]:
     """Return latents (size, m) and observations (size, n) that are independent of the example's sample.
 
-    Without a size, as many as log p(x) takes seconds for: 10 000 for m = 1, 1000 for m = 2.
+    Without a size, as many as log p(x) takes seconds for: 10 000 for m = 1, 1000 for m > 1.
 
     Raises
     ------

@@ -14,7 +14,7 @@ from refica.quadrature import Quadrature
 from refica.rules import MAX_NODES, UniformGrid, uniform_grid
 from refica.validation import Array
 
-__all__ = ["grid_that_resolves", "halving_error", "radius_for"]
+__all__ = ["grid_that_resolves"]
 
 NODES_PER_WIDTH = 1.25
 """Nodes on the narrowest posterior width: a trapezoidal sum of a Gaussian of sd s with a step of 0.8 s is
@@ -38,7 +38,7 @@ def grid_that_resolves(
     """
     m = model.latent_dim
     limit = int(max_nodes ** (1.0 / m) + 1e-9)
-    radius = radius_for(model, x, limit, tolerance)
+    radius = _radius_for(model, x, limit, tolerance)
     points = math.ceil(2.0 * radius * NODES_PER_WIDTH / _narrowest_width(model, limit)) | 1
     # where the decoder is steepest there may be no observation: the largest grid may do nevertheless, and for
     # more than one dimension, where nodes are dear, a far smaller one
@@ -46,7 +46,7 @@ def grid_that_resolves(
     some = x[np.linspace(0, len(x) - 1, min(SUBSET, len(x))).astype(int)]
     while points <= limit:
         grid = uniform_grid(max(points, 3), radius)
-        if halving_error(model, some, grid).max() <= tolerance:
+        if _halving_error(model, some, grid).max() <= tolerance:
             return grid
         points = math.ceil(1.5 * points) | 1
     return None
@@ -70,7 +70,7 @@ def _narrowest_width(model: NonlinearICA, limit: int) -> float:
     return 1.0 / math.sqrt(1.0 + steepest / model.sigma2)
 
 
-def halving_error(model: NonlinearICA, x: Array, grid: UniformGrid) -> Array:
+def _halving_error(model: NonlinearICA, x: Array, grid: UniformGrid) -> Array:
     """|log T_2h - log T_h| for each observation, (N,): T_2h = 2^m Σ over every second point of each axis."""
     m = model.latent_dim
     nodes = Quadrature(grid).nodes(model, x)
@@ -83,7 +83,7 @@ def halving_error(model: NonlinearICA, x: Array, grid: UniformGrid) -> Array:
     return np.asarray(np.abs(fine - half))
 
 
-def radius_for(model: NonlinearICA, x: Array, limit: int, tolerance: float) -> float:
+def _radius_for(model: NonlinearICA, x: Array, limit: int, tolerance: float) -> float:
     """R with R² = 2 (4 - 2 log tolerance - b), where b is the least, over observations, of a lower bound on
     the peak of -‖x - g(z)‖²/2σ² - ‖z‖²/2: beyond R the prior alone is below tolerance² / e⁴ of that peak.
 

@@ -302,6 +302,12 @@ def test_iris_is_the_four_measurements():
     np.testing.assert_array_equal(data.x[0], [5.1, 3.5, 1.4, 0.2])
 
 
+def test_cross_validation_needs_two_rows_to_fit():
+    data = Dataset("two", ("a", "b"), np.array([[0.0, 1.0], [1.0, 0.5]]))
+    with pytest.raises(ValueError, match="at least 3 observations, got 2"):
+        compare(data, Settings(hidden=1))
+
+
 def test_a_csv_needs_two_rows(tmp_path):
     path = tmp_path / "one.csv"
     path.write_text("a,b\n1,2\n", encoding="utf-8")

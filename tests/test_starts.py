@@ -8,9 +8,12 @@ from fitting import problem_of
 
 import refica as ri
 from refica.examples import example
+from refica.fit import nodes as fit_nodes
 from refica.fit import problem as fit_problem
 from refica.fit import starts
+from refica.fit.nodes import ORDER, nodes_for_round
 from refica.fit.starts import LEAST_NOISE, _whitened_components, principal_start
+from refica.marginal import choose_integrator
 
 
 def share_told(z, of):
@@ -77,3 +80,25 @@ def test_a_fit_with_as_many_latents_as_data_keeps_its_noise(kept, monkeypatch):
     train = (fit.log_likelihood.total - ri.log_likelihood(truth, x, gradient=False).total) / len(x)
     assert train > -0.01
     assert (fit.model.sigma2 > 1e-3) == kept
+
+
+@pytest.mark.parametrize("m", range(2, 9))
+def test_the_value_at_the_end_comes_from_more_nodes_at_the_modes(m):
+    """More than the optimiser has, where both go to the modes: with posteriors so narrow, and so many."""
+    decoder = ri.MLP((m, 3, m + 1))
+    model = ri.NonlinearICA(decoder, 3.0 * decoder.init(0), 1e-8)
+    x = model.sample(1200, 0)[1]
+    chosen = choose_integrator(model, x)[0]
+    assert ORDER.get(m, 2) < chosen.rule.order
+
+
+@pytest.mark.parametrize(("turned", "shared"), [(None, True), (1.0, False)])
+def test_an_outlier_in_a_corner_does_not_turn_a_grid_down(turned, shared, monkeypatch):
+    """The copy that a grid is compared with is turned: it must be wide enough for corners."""
+    if turned:
+        monkeypatch.setattr(fit_nodes, "TURNED", turned)
+    truth = example("tanh-2-3").model
+    x = truth.sample(60, 0)[1]
+    x[0] = truth.decoder(truth.theta, np.array([[3.2, 3.2]]))[0]
+    nodes = nodes_for_round(truth, x)
+    assert (len(nodes.z) < len(nodes.node)) == shared

@@ -28,7 +28,7 @@ from refica.validation import Array, shown
 __all__ = ["Keeper", "decode", "digest", "encode", "name_of"]
 
 SCHEMA = "refica-checkpoint"
-VERSION = 2
+VERSION = 3
 
 LONGEST_NAME = 200
 """Characters of a name beyond which it ends in a fingerprint."""

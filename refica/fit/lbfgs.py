@@ -47,7 +47,8 @@ def _run_round(problem: Problem, start: NonlinearICA, done: int, steps: int) -> 
             raise StopIteration
 
     u = coordinates.to(start)
-    least = problem.lowest(u[-1], -loss(u)[1][-1], math.log(SHRINKING))
+    slope = -loss(u)[1][-1] if problem.flat_in_sigma2 else math.nan
+    least = problem.lowest(u[-1], slope, math.log(SHRINKING))
     most = max(math.log(WIDEST * float(problem.x.var(axis=0).mean())), u[-1])
     found = optimize.minimize(
         loss,

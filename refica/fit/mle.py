@@ -119,15 +119,16 @@ def fit_mle(
         "log-likelihood", or "density-sum": E(4) as it is written, which has no maximum where σ² is free. It
         is worked with, and reported in the history, as the log of the mean density.
     n_starts : int
-        Starts >= 1: the model given, then ones from principal components and, every second one, random
-        features of more of them (`refica.fit.starts`). Each is
-        tried for a few iterations (the stochastic methods: evaluated) and the best one is run to the end.
+        Starts >= 1: the model given, then ones from principal components and, every second one, from
+        mixtures of more of them that random features choose (`refica.fit.starts`). Each is tried for a few
+        iterations (the stochastic methods: evaluated) and the best one is run to the end.
     max_iter : int, optional
         Iterations of the run to the end, trial included; 2000, or 20 000 of the stochastic methods.
     tol : float, optional
         Converged when a round raises the mean objective by less than this (nats per observation). None: a
         twentieth of (p + 1)/2N, the gain that p + 1 parameters are expected to owe to noise; what a fit gains
-        after that it mostly loses on fresh data.
+        after that it mostly loses on fresh data. Where n <= m the likelihood hardly depends on σ², and
+        "l-bfgs" lowers it only while a quarter of it promises four times the tolerance.
     rng : int or numpy.random.Generator
         For the starts, and the batches and nodes of the stochastic methods.
     callback : callable, optional
@@ -138,8 +139,8 @@ def fit_mle(
     resume : path, optional
         A checkpoint to go on from, bit for bit as if the fit had not been interrupted: what the round after
         it had done is done again (one that ``max_iter`` cut short stays so, if the limit is raised). All
-        arguments must be as they were, but for ``max_iter``, ``callback``,
-        ``executor``, ``verbose`` and the paths.
+        arguments must be as they were, but for ``max_iter``, ``callback``, ``executor``, ``verbose``,
+        ``evaluate`` and the paths.
     executor : concurrent.futures.Executor, optional
         As in `log_likelihood`, and for EM's expectations; its maximisations, and the steps of the stochastic
         methods, are taken here. The result does not depend on it.
@@ -159,7 +160,8 @@ def fit_mle(
         round: unbiased for "density-sum", biased for "log-likelihood" (`refica.fit.stochastic`).
     evaluate : bool
         Whether another integrator evaluates the result, and has a say in the status. False, where only the
-        model is wanted, saves seconds: ``log_likelihood`` then is on the optimiser's nodes, without an error.
+        model is wanted, saves seconds: ``log_likelihood`` then is the optimiser's own, on its nodes and
+        without an error (an affine decoder's is exact).
 
     Returns
     -------
@@ -167,7 +169,7 @@ def fit_mle(
         ``status`` is "converged", "iteration limit", "stopped by callback", "interrupted" (by Ctrl-C: the
         best model so far), "collapsed" (σ² at its floor, 1e-8 of the data's variance: the objective is
         unbounded), "diverged" or "integrator not converged". ``log_likelihood`` is that of the data,
-        whatever the objective, by an integrator the optimiser did not use.
+        whatever the objective, by an integrator the optimiser did not use (but for ``evaluate=False``).
 
     Raises
     ------
@@ -265,7 +267,10 @@ def _finish(problem: Problem, best: Round, status: str) -> Fit:
 def _as_it_is(problem: Problem, best: Round, status: str) -> Fit:
     """Take the optimiser's value and status."""
     result = problem.evaluate(best.model, problem.nodes_for(best.model), gradient=False)
-    words = _sentence(problem, best.model, status, math.nan, result)
+    if status == "integrator not converged":
+        words = "no round raises the value on nodes made anew: those of a round are too few for this model"
+    else:
+        words = _sentence(problem, best.model, status, math.nan, result)
     return Fit(best.model, result, best.steps, status, words)
 
 

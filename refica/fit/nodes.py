@@ -33,6 +33,9 @@ WORST_HALVING = 0.03
 MEAN_DIFFERENCE = 5e-3
 """For m = 2 the mean difference (nats) of a grid from a shifted and turned copy: about twice its error."""
 
+TURNED = 1.4
+"""Times the points per axis that the copy has: turned by 30 degrees it then holds the grid."""
+
 HOPELESS = 0.5
 """Mean difference that a grid with less than twice the points per axis will not bring down to that."""
 
@@ -70,7 +73,7 @@ def nodes_for_round(model: NonlinearICA, x: Array) -> Neighbourhoods:
 
 
 def _grid_in_the_plane(model: NonlinearICA, x: Array) -> UniformGrid | None:
-    """Return the coarsest grid that agrees, in the mean over (a subset of) x, with a copy of itself.
+    """Return the coarsest grid that agrees, in the mean over (a subset of) x, with a wider copy of itself.
 
     From coarse to fine, not from the steepest slope anywhere: that may be where no observation is.
     """
@@ -79,7 +82,9 @@ def _grid_in_the_plane(model: NonlinearICA, x: Array) -> UniformGrid | None:
     points, limit = COARSEST, math.isqrt(MOST_NODES[2])
     while points <= limit:
         grid = uniform_grid(points | 1, radius)
-        difference = np.abs(_log_p(model, some, grid) - _log_p(model, some, grid.another(1))).mean()
+        wide = math.ceil(TURNED * points) | 1
+        copy = uniform_grid(wide, 0.5 * grid.step * (wide - 1)).another(1)
+        difference = np.abs(_log_p(model, some, grid) - _log_p(model, some, copy)).mean()
         if difference <= MEAN_DIFFERENCE:
             return grid
         if difference > HOPELESS and points > limit // 2:

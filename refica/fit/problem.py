@@ -141,16 +141,19 @@ class Problem:
         """Whether a free σ² is at its floor."""
         return not self.settings.fixed_sigma2 and model.sigma2 <= COLLAPSED * self.floor
 
+    @property
+    def flat_in_sigma2(self) -> bool:
+        """Whether the likelihood hardly depends on σ²: with n <= m latents can tell the data exactly."""
+        return self.x.shape[1] <= self.start.latent_dim and self.settings.objective == "log-likelihood"
+
     def lowest(self, log_sigma2: float, slope: float, most: float) -> float:
         """The least log σ² in the next step or round, which may lower it by ``most``; ``slope``, the mean
-        objective's in log σ².
+        objective's in log σ², matters only where that is flat.
 
-        With n <= m latents can tell the data all but exactly: the likelihood hardly depends on σ², and what
-        it gains as σ² falls to nothing is noise, for which far observations pay. There σ² falls only while a
-        quarter of it promises `WORTH` times the fit's tolerance.
+        What is gained there as σ² falls to nothing is noise, for which far observations pay: σ² falls only
+        while a quarter of it promises `WORTH` times the fit's tolerance.
         """
-        flat = self.x.shape[1] <= self.start.latent_dim and self.settings.objective == "log-likelihood"
-        if flat and -slope * math.log(4.0) <= WORTH * self.settings.tol:
+        if self.flat_in_sigma2 and -slope * math.log(4.0) <= WORTH * self.settings.tol:
             return log_sigma2
         return max(log_sigma2 - most, math.log(self.floor))
 

@@ -44,14 +44,15 @@ variance: it only keeps parameters of no use from running away."""
 REGRESSION_STEPS = 200
 
 LEAST_NOISE = 0.02
-"""Least σ² of a start, as a share of the data's mean variance: with n <= m latents can tell the data exactly,
-and a residual of zero is no noise variance to anneal from."""
+"""Least σ² of a start, as a share of the data's mean variance, for any n: with n <= m latents can tell the
+data exactly, and a residual of zero is no noise variance to anneal from."""
 
 CANDIDATES = 100
 """Mixtures of components that are looked at, of m + 1 and m + 2 of them in turn."""
 
 BEST, STEPS = 8, (0.5, 0.02, 40)
-"""How many of them are improved, by moves of these lengths, first and last, and their number."""
+"""How many of them are improved, and by what: standard deviations of each entry of a move, the first and the
+last, and the number of moves."""
 
 FEATURES, STEEPNESS = 60, 1.5
 """Random features tanh(aᵀz + b), a ~ N(0, STEEPNESS² I), b ~ N(0, 1), of z with unit variance; fewer where
@@ -124,7 +125,7 @@ def output_shift(decoder: Decoder, shift: Array) -> Array:
 
 
 def principal_start(decoder: Decoder, x: Array, rng: np.random.Generator, *, rotate: bool) -> NonlinearICA:
-    """Return a model whose decoder regresses x on its whitened principal components.
+    """Return a model whose decoder regresses x on its whitened principal components, or on mixtures of them.
 
     Parameters
     ----------
@@ -133,9 +134,9 @@ def principal_start(decoder: Decoder, x: Array, rng: np.random.Generator, *, rot
     rng : numpy.random.Generator
         For the decoder's initial parameters and the rotation.
     rotate : bool
-        Whether to mix in more components, by that of `CANDIDATES` random rotations from which random
-        features find x best (any rotation, where there are no more): a start that differs from the others in
-        more than the seed.
+        Whether to mix in more components: of `CANDIDATES` random mixtures the `BEST`, improved by small
+        moves, and of these the one from which random features find x best (any rotation, where there are no
+        more components). A start that differs from the others in more than the seed.
     """
     z = _whitened_components(x, decoder.latent_dim, rng, rotate=rotate)
     mean, sd = standardisation(x)
@@ -184,7 +185,7 @@ def _mixed(components: Array, x: Array, m: int, rng: np.random.Generator) -> Arr
     mixtures = [_columns(m, min(m + 1 + number % 2, rank), widest, rng) for number in range(CANDIDATES)]
 
     def untold(Q: Array) -> float:
-        """The sum of squares that the regression leaves, but for that of x."""
+        """What the penalised regression leaves of the sum of squares, less that of x."""
         z = components[some, :widest] @ Q
         features = np.column_stack([np.ones(len(z)), z, np.tanh(z @ A + b)])
         normal = features.T @ features + SMOOTHING * len(z) * np.eye(1 + m + K)
@@ -196,7 +197,7 @@ def _mixed(components: Array, x: Array, m: int, rng: np.random.Generator) -> Arr
 
 
 def _improved(Q: Array, loss: Callable[[Array], float], rng: np.random.Generator) -> Array:
-    """Return orthonormal columns like Q with less loss, after small random moves."""
+    """Return orthonormal columns like Q with less loss, after small random moves; signs may change."""
     least = loss(Q)
     for step in np.geomspace(*STEPS):
         nearby, _ = np.linalg.qr(Q + step * rng.standard_normal(Q.shape))

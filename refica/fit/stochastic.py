@@ -154,7 +154,7 @@ def _try_a_start(problem: Problem, state: State, rng: np.random.Generator) -> St
     """Evaluate the next start: the model given, then ones from principal components."""
     start = problem.start
     if state.tried > 0:
-        start = principal_start(start.decoder, problem.x, rng, rotate=state.tried > 1)
+        start = principal_start(start.decoder, problem.x, rng, rotate=state.tried % 2 == 0)
     trial = problem.judged(problem.admitted(start), ())
     best = trial if trial.value > state.best.value or state.tried == 0 else state.best
     return state._replace(

@@ -106,13 +106,13 @@ def fit_vae(
         moment, whatever happens.
     resume : path, optional
         A checkpoint to go on from, bit for bit as if the fit had not been interrupted. All arguments must be
-        as they were, but for ``max_iter``, ``callback``, ``verbose`` and the paths.
+        as they were, but for ``max_iter``, ``callback``, ``verbose``, ``evaluate`` and the paths.
     verbose : bool
         Whether to show progress on stderr.
     evaluate : bool
         Whether ``log_likelihood`` is integrated as `refica.log_likelihood` does it. False, where only the
         model is wanted, saves seconds: it is then on nodes like those of a round of `fit_mle`, without an
-        error.
+        error (an affine decoder's is exact).
 
     Returns
     -------
