@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmarks._results import FOLDER, write_result
 from refica import plot
-from refica.compare import Comparison, Settings, compare
+from refica.cli.workers import workers
+from refica.compare import Comparison, Settings, compare, fold_count
 from refica.compare_report import as_text, to_dict
 from refica.datasets import from_example, iris
 
@@ -19,7 +20,8 @@ def main() -> None:
         began = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # iris has one duplicate row
-            result = compare(data, Settings(latent_dim=1), print)
+            with workers(fold_count(data) + 1) as executor:
+                result = compare(data, Settings(latent_dim=1), print, executor)
         print(as_text(result))
         print(write_result(f"compare-{data.name}", _small(result, time.perf_counter() - began)))
         if data.truth is not None:
